@@ -1,0 +1,54 @@
+# Everything a person needs: `make demo` and `make test`. Nothing outside this folder is touched.
+PYTHON ?= python3
+VENV   ?= $(CURDIR)/.venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+.PHONY: env test-env demo test lint dry-run format lock clean
+.DELETE_ON_ERROR:
+
+env: $(VENV)/.env ## set up the virtual environment with the locked dependencies
+test-env: $(VENV)/.test-env ## the same, with what the tests need
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit("chunkcal needs Python 3.11 or newer; this is " + sys.version.split()[0] + ". Try: make PYTHON=python3.12 ...") if sys.version_info < (3, 11) else None'
+	@$(PYTHON) -m venv $(VENV) || { echo "python3 cannot make a virtual environment; on Debian: apt-get install python3-venv" >&2; rm -rf $(VENV); exit 1; }
+
+$(VENV)/.env: $(VENV)/bin/python requirements.lock pyproject.toml
+	@echo "installing the locked dependencies into $(VENV)"
+	@$(PIP) install --require-hashes -r requirements.lock
+	@$(PIP) install --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(VENV)/.test-env: $(VENV)/.env requirements-test.lock
+	@$(PIP) install --require-hashes -r requirements-test.lock
+	@touch $@
+
+demo: env ## simulate two observations, calibrate them, say what was gained
+	@$(BIN)/snakemake --cores 2
+	@$(BIN)/chunkcal summary results
+
+test: test-env ## run all tests
+	@$(BIN)/python -m pytest
+
+lint: test-env ## check style of Python, rules and workflow
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/snakefmt --check Snakefile workflow/rules
+	@$(BIN)/snakemake --lint
+
+dry-run: env ## show what a run would do
+	@$(BIN)/snakemake --cores 2 --dry-run
+
+format: test-env ## rewrite Python and rules in the house style
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+	@$(BIN)/snakefmt Snakefile workflow/rules
+
+lock: test-env ## choose new versions within the bounds of pyproject.toml
+	$(PIP) install uv
+	cd $(CURDIR) && $(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --quiet --upgrade --extra build -o requirements.lock
+	cd $(CURDIR) && $(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --quiet --constraint requirements.lock --extra build --extra test -o requirements-test.lock
+
+clean: ## remove everything that was made, except the virtual environment
+	rm -rf results demo logs benchmarks .snakemake
