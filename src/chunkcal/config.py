@@ -1,0 +1,118 @@
+"""The configuration: validated against the JSON schema, defaults filled in, every problem said at once."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonschema import Draft202012Validator, ValidationError, validators
+
+from chunkcal.errors import UserError
+
+CHUNK_LENGTHS = ("length", "duration_s", "n_slots", "count")
+
+
+def load_schema(path: str | Path) -> dict[str, Any]:
+    """Read a JSON schema that is written as YAML."""
+    return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+
+
+def validate(config: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
+    """Return a copy of `config` with all defaults of `schema` filled in.
+
+    Strings that ``snakemake --config key=value`` could not turn into another type (``false``, ``null``,
+    ``{n_slots: 2}``) are read as YAML where the schema wants no string there.
+
+    Raises
+    ------
+    UserError
+        Naming the path of every key that is wrong, one problem per line.
+    """
+    config = deepcopy(config)
+    for key, spec in schema["properties"].items():
+        if isinstance(config.get(key), str) and not _allows_string(spec):
+            config[key] = _from_yaml(key, config[key])
+    problems = [_describe(error) for error in _filler(schema).iter_errors(config)]
+    if not problems:
+        problems = _check_meaning(config)
+    if problems:
+        raise UserError("configuration: " + "\nconfiguration: ".join(dict.fromkeys(problems)))
+    return config
+
+
+def _allows_string(spec: dict[str, Any]) -> bool:
+    types = spec.get("type", [])
+    return "string" in (types if isinstance(types, list) else [types]) or any(
+        _allows_string(option) for option in spec.get("anyOf", [])
+    )
+
+
+def _from_yaml(key: str, text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"configuration: {key}: {text!r} is not valid YAML: {error}") from error
+
+
+def _filler(schema: dict[str, Any]) -> Draft202012Validator:
+    """Make a validator that writes the schema's defaults into what it validates, outer objects first."""
+    check_properties = Draft202012Validator.VALIDATORS["properties"]
+
+    def fill_and_check(
+        validator: Any, properties: dict[str, Any], instance: Any, parent: dict[str, Any]
+    ) -> Iterator[ValidationError]:
+        if isinstance(instance, dict):
+            for key, spec in properties.items():
+                if "default" in spec:
+                    instance.setdefault(key, deepcopy(spec["default"]))
+                if isinstance(instance.get(key), str):
+                    instance[key] = _number(instance[key], spec)
+                # A section that is written down but left empty (`chunks:`) means its defaults.
+                if instance.get(key, ...) is None and spec.get("type") == "object":
+                    instance[key] = {}
+        yield from check_properties(validator, properties, instance, parent)
+
+    return validators.extend(Draft202012Validator, {"properties": fill_and_check})(schema)
+
+
+def _number(text: str, spec: dict[str, Any]) -> Any:
+    """Read what YAML 1.1 takes for a string (``1e6``) as the number that the schema wants."""
+    types = spec.get("type", [])
+    if "number" in (types if isinstance(types, list) else [types]):
+        try:
+            return float(text)
+        except ValueError:
+            pass
+    return text
+
+
+def _describe(error: ValidationError) -> str:
+    where = ".".join(str(part) for part in error.absolute_path)
+    if error.validator == "additionalProperties":
+        known = error.schema.get("properties", {})
+        return "; ".join(
+            f"{f'{where}.' if where else ''}{key}: no such key{_suggest(key, known)}"
+            for key in error.instance
+            if key not in known
+        )
+    hint = error.schema.get("description") if isinstance(error.schema, dict) else None
+    return f"{where or 'top level'}: {error.message}" + (f" ({hint})" if hint else "")
+
+
+def _suggest(key: Any, known: dict[str, Any]) -> str:
+    near = difflib.get_close_matches(str(key), list(known), n=1)
+    return f"; did you mean {near[0]}?" if near else f"; known keys: {', '.join(known)}"
+
+
+def _check_meaning(config: dict[str, Any]) -> list[str]:
+    problems = []
+    lengths = [key for key in CHUNK_LENGTHS if config["chunks"].get(key) is not None]
+    if len(lengths) > 1:
+        problems.append(f"chunks: {' and '.join(lengths)} are both given; give one of {', '.join(CHUNK_LENGTHS)}")
+    if not lengths:
+        config["chunks"]["length"] = "auto"
+    return problems

@@ -1,0 +1,97 @@
+"""Which observations a run is about: paths, globs or a sample sheet, each with a name that is safe in a path."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from chunkcal.errors import UserError
+
+MAGIC = re.compile(r"[*?\[]")
+
+
+def resolve_observations(config: dict[str, Any]) -> list[dict[str, str | None]]:
+    """List the observations of a validated configuration.
+
+    Returns
+    -------
+    list of dict
+        ``obs`` (name), ``ms`` (absolute path) and ``sky_model`` (absolute path, or None without calibration),
+        in the order of the configuration; the matches of one glob are sorted by name.
+
+    Raises
+    ------
+    UserError
+        Nothing given, nothing found, both `input` and `observations` given, or two MSs with the same name.
+    """
+    if config["observations"] is not None:
+        rows = _from_sheet(config["observations"])
+    else:
+        rows = [{"ms": path} for path in _expand(config["input"])]
+    base = config["extra_inputs_dir"] or "."
+    default_model = config["calibrate"]["sky_model"] if config["calibrate"] else None
+    observations: dict[str, dict[str, str | None]] = {}
+    for row in rows:
+        ms = os.path.abspath(row["ms"])
+        obs = row.get("obs") or observation_name(ms)
+        if obs in observations:
+            raise UserError(
+                f"two MeasurementSets are both called {obs!r}: {observations[obs]['ms']} and {ms}; "
+                "give them names of their own in a sample sheet (observations: FILE.tsv)"
+            )
+        model = (row.get("sky_model") or default_model) if default_model else None
+        if model is not None:
+            model = model.replace("{obs}", obs).replace("{ms_dir}", os.path.dirname(ms))
+            model = os.path.abspath(os.path.join(base, os.path.expanduser(model)))
+        observations[obs] = {"obs": obs, "ms": ms, "sky_model": model}
+    return list(observations.values())
+
+
+def observation_name(ms: str) -> str:
+    """Name an observation after its MS: the file name without ``.ms``, with ``_`` for what is not safe in a path."""
+    stem = re.sub(r"\.ms$", "", os.path.basename(ms.rstrip("/")), flags=re.IGNORECASE)
+    return re.sub(r"[^A-Za-z0-9_.+-]", "_", stem).lstrip(".-") or "observation"
+
+
+def _expand(patterns: str | list[str]) -> list[str]:
+    patterns = [patterns] if isinstance(patterns, str) else patterns
+    if not patterns:
+        raise UserError("no input: set input (paths or globs of MeasurementSets) or observations (a sample sheet)")
+    paths: list[str] = []
+    for pattern in map(os.path.expanduser, patterns):
+        # A name that exists is that name, even when it has a bracket in it.
+        if os.path.exists(pattern) or not MAGIC.search(pattern):
+            paths.append(pattern)
+            continue
+        found = sorted(glob.glob(pattern))
+        if not found:
+            raise UserError(f"input: no MeasurementSet matches {pattern!r}; check the path")
+        paths.extend(found)
+    return list(dict.fromkeys(path.rstrip("/") for path in paths))
+
+
+def _from_sheet(path: str) -> list[dict[str, str]]:
+    import pandas as pd  # 0.4 s, paid only by runs with a sample sheet
+
+    if not Path(path).is_file():
+        raise UserError(f"observations: {path} does not exist; it should be a tab-separated file with a column ms")
+    table = pd.read_csv(path, sep="\t", dtype=str, comment="#", keep_default_na=False, skipinitialspace=True)
+    unknown = set(table.columns) - {"obs", "ms", "sky_model"}
+    if "ms" not in table.columns or unknown:
+        raise UserError(
+            f"observations: {path} has the columns {', '.join(table.columns)}; wanted: ms, optionally obs and sky_model"
+        )
+    rows = [{key: value.strip() for key, value in row.items()} for row in table.to_dict("records")]
+    for number, row in enumerate(rows, start=2):
+        if not row["ms"]:
+            raise UserError(f"observations: {path}, line {number}: the column ms is empty")
+        if row.get("obs") and row["obs"] != observation_name(row["obs"] + ".ms"):
+            raise UserError(
+                f"observations: {path}, line {number}: obs {row['obs']!r} may hold only letters, digits and _ . + -"
+            )
+    if not rows:
+        raise UserError(f"observations: {path} lists no observation")
+    return rows

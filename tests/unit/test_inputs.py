@@ -1,0 +1,82 @@
+import pytest
+
+from chunkcal.errors import UserError
+from chunkcal.inputs import observation_name, resolve_observations
+
+CALIBRATE = {"sky_model": "{ms_dir}/{obs}.skymodel", "solves": []}
+
+
+def config(**changes):
+    return {"input": [], "observations": None, "extra_inputs_dir": None, "calibrate": None} | changes
+
+
+@pytest.mark.parametrize(
+    ("ms", "name"),
+    [
+        ("/data/L123_SB001.MS", "L123_SB001"),
+        ("/data/a.ms/", "a"),
+        ("/data/my 'obs\".ms", "my__obs_"),
+        ("/data/-rf.ms", "rf"),
+        ("/data/Ünïcode.ms", "_n_code"),
+        ("/data/.ms", "observation"),
+    ],
+)
+def test_names_are_safe(ms, name):
+    assert observation_name(ms) == name
+
+
+def test_glob_and_single_path(tmp_path):
+    for name in ("b.ms", "a.ms", "x[1].ms"):
+        (tmp_path / name).mkdir()
+    rows = resolve_observations(config(input=str(tmp_path / "?.ms")))
+    assert [row["obs"] for row in rows] == ["a", "b"]
+    rows = resolve_observations(config(input=[str(tmp_path / "x[1].ms")]))
+    assert [row["ms"] for row in rows] == [str(tmp_path / "x[1].ms")]
+
+
+def test_sky_model_follows_observation_and_folder(tmp_path):
+    rows = resolve_observations(config(input=str(tmp_path / "a.ms"), calibrate=CALIBRATE))
+    assert rows[0]["sky_model"] == str(tmp_path / "a.skymodel")
+    rows = resolve_observations(
+        config(input="a.ms", calibrate=CALIBRATE | {"sky_model": "m.txt"}, extra_inputs_dir="/extra")
+    )
+    assert rows[0]["sky_model"] == "/extra/m.txt"
+
+
+def test_sheet(tmp_path):
+    sheet = tmp_path / "o.tsv"
+    sheet.write_text("obs\tms\tsky_model\none\t/d/1.ms\t/m/1\n\t/d/2.ms\t\n")
+    rows = resolve_observations(config(observations=str(sheet), calibrate=CALIBRATE))
+    assert rows == [
+        {"obs": "one", "ms": "/d/1.ms", "sky_model": "/m/1"},
+        {"obs": "2", "ms": "/d/2.ms", "sky_model": "/d/2.skymodel"},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("obs\tmss\na\tb\n", "wanted: ms"),
+        ("obs\tms\na\t\n", "line 2: the column ms is empty"),
+        ("obs\tms\na/b\tc.ms\n", "may hold only letters"),
+        ("obs\tms\n", "lists no observation"),
+        ("obs\tms\na\tb.ms\na\tc.ms\n", "both called 'a'"),
+    ],
+)
+def test_bad_sheets(tmp_path, text, words):
+    sheet = tmp_path / "o.tsv"
+    sheet.write_text(text)
+    with pytest.raises(UserError, match=words):
+        resolve_observations(config(observations=str(sheet)))
+
+
+def test_same_name_twice_is_refused_with_both_paths(tmp_path):
+    with pytest.raises(UserError, match=r"/x/a\.ms and /y/a\.MS"):
+        resolve_observations(config(input=["/x/a.ms", "/y/a.MS"]))
+
+
+def test_nothing_found(tmp_path):
+    with pytest.raises(UserError, match="no MeasurementSet matches"):
+        resolve_observations(config(input=str(tmp_path / "*.ms")))
+    with pytest.raises(UserError, match="no input"):
+        resolve_observations(config())
