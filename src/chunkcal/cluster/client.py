@@ -1,0 +1,235 @@
+"""How Snakemake's side talks to the cluster: begin and end a run, submit one task, commit its product.
+
+Standard library only, because each of thousands of chunk scripts imports it: `distributed` alone would cost 0.7 CPU-s
+a chunk. The dask client lives in the supervisor; this end speaks one line of JSON each way over a unix socket.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import glob
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from chunkcal.cluster import state
+from chunkcal.cluster.state import RUN_VARIABLE, ClusterError
+
+# A supervisor that dies under a task is replaced; one task may outlive so many of them.
+MAX_SUPERVISORS_PER_TASK = 3
+STOP_TIMEOUT_S = 5.0
+
+
+def begin_run(settings: dict[str, Any], log: str | Path) -> None:
+    """Make the calling process (Snakemake's own) the owner of a new run.
+
+    Called from ``onstart``, after Snakemake has installed its signal handlers: ours stop the cluster first and then
+    call them. Without that, a SIGTERM to Snakemake alone would wait for the running chunks.
+    """
+    folder = state.create(settings, Path(log))
+    os.environ[RUN_VARIABLE] = str(folder)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _abort_then(signal.getsignal(number), folder))
+
+
+def _abort_then(previous: Any, folder: Path) -> Any:
+    def handler(number: int, frame: Any) -> Any:
+        try:
+            (folder / "aborted").touch()
+        except FileNotFoundError:
+            pass  # the run has ended already
+        stop(folder)
+        if callable(previous):
+            return previous(number, frame)
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
+        raise SystemExit(128 + number)
+
+    return handler
+
+
+def end_run() -> None:
+    """Stop the cluster of this run, if it was ever started, and remove the state folder."""
+    folder = os.environ.pop(RUN_VARIABLE, None)
+    if folder:
+        stop(Path(folder))
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def stop(folder: Path) -> None:
+    """Ask the supervisor to end and wait until it has closed the socket."""
+    connection = _connect(folder)
+    if connection is None:
+        return
+    with connection:
+        connection.settimeout(STOP_TIMEOUT_S)
+        try:
+            connection.sendall(b'{"do": "stop"}\n')
+            while connection.recv(4096):
+                pass
+        except OSError:
+            pass
+
+
+def _connect(folder: Path) -> socket.socket | None:
+    supervisor = state.read_json(folder / "supervisor.json")
+    if supervisor is None:
+        return None
+    connection = socket.socket(socket.AF_UNIX)
+    try:
+        connection.connect(supervisor["socket"])
+    except OSError:
+        connection.close()
+        return None
+    return connection
+
+
+def ensure_cluster() -> socket.socket:
+    """Return a connection to this run's supervisor; start one first if none is running.
+
+    Any number of scripts may call this at the same time: one of them starts the supervisor, under a file lock.
+
+    Raises
+    ------
+    ClusterError
+        The supervisor did not come up, or the run has been interrupted.
+    """
+    folder = state.folder_of_this_run()
+    connection = _connect(folder)
+    if connection:
+        return connection
+    with open(folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return _connect(folder) or _start_supervisor(folder)
+
+
+def _start_supervisor(folder: Path) -> socket.socket:
+    run = state.read_json(folder / "run.json")
+    if run is None or (folder / "aborted").exists() or not state.owner_is_alive(run["owner"]):
+        raise ClusterError("the run has been stopped; no new cluster is started for it")
+    (folder / "failure").unlink(missing_ok=True)
+    log = Path(run["log"])
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as stream:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "chunkcal.cluster.supervisor", str(folder)],
+            stdin=subprocess.DEVNULL,
+            stdout=stream,
+            stderr=stream,
+            start_new_session=True,
+            env={**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
+        )
+    # The supervisor keeps its own, better explained, start_timeout_s; this one is for a supervisor that is stuck.
+    deadline = time.monotonic() + run["settings"]["cluster"]["start_timeout_s"] + 30
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            failure = folder / "failure"
+            reason = failure.read_text() if failure.exists() else f"exit status {process.returncode}"
+            raise ClusterError(f"the cluster did not start: {reason}; log: {log}")
+        connection = _connect(folder)
+        if connection:
+            return connection
+        time.sleep(0.05)
+    process.kill()
+    raise ClusterError(f"the cluster did not start in time; log: {log}")
+
+
+def submit(request: dict[str, Any]) -> dict[str, Any]:
+    """Have one task run on the cluster; wait for its result.
+
+    A supervisor that dies meanwhile is replaced and asked again.
+
+    Returns
+    -------
+    dict
+        What `chunkcal.cluster.task.run_dp3` returned.
+
+    Raises
+    ------
+    ClusterError
+        The task failed, the run was stopped, or supervisors keep dying.
+    """
+    line = json.dumps({"do": "run", "request": request}).encode() + b"\n"
+    for _ in range(MAX_SUPERVISORS_PER_TASK):
+        with ensure_cluster() as connection, connection.makefile("rb") as answers:
+            try:
+                connection.sendall(line)
+                answer = answers.readline()
+            except OSError:
+                answer = b""
+        if answer.endswith(b"\n"):
+            reply = json.loads(answer)
+            if "error" in reply:
+                raise ClusterError(reply["error"])
+            return reply["result"]
+        time.sleep(0.2)  # closed without an answer: the supervisor has died, or is being stopped
+    raise ClusterError(f"{request['name']}: the cluster died {MAX_SUPERVISORS_PER_TASK} times under this task")
+
+
+def run_chunk(
+    *,
+    name: str,
+    request: dict[str, Any],
+    inputs: dict[str, str],
+    output: str,
+    record: str,
+    log: str,
+) -> None:
+    """Run DP3 for one chunk on the cluster and commit its product: what every chunk script does.
+
+    Parameters
+    ----------
+    name
+        ``STAGE OBS CHUNK``, for messages.
+    request
+        ``run`` (the DP3 run as data) and ``expect`` (what its product must look like), see `chunkcal.plan`.
+    inputs
+        Name in the work folder -> path, for the products of earlier stages; added to the run's links.
+    output, record, log
+        Paths of the product, of the JSON record of how it was made, and of DP3's log.
+
+    The worker makes the product in a folder of its own beside `output` and verifies it there. It becomes `output` by a
+    rename, and only here, in a process that the live run has started: an attempt that was killed, or that dask ran
+    twice, never looks finished.
+    """
+    output, log = os.path.abspath(output), os.path.abspath(log)
+    links = request["run"]["links"] | {link: os.path.abspath(path) for link, path in inputs.items()}
+    task = {
+        "name": name,
+        "run": request["run"] | {"links": links},
+        "expect": request["expect"],
+        "output": output,
+        "log": log,
+    }
+    try:
+        remove_attempts(output)
+        _commit(submit(task), output, record)
+    except ClusterError as error:
+        print(f"chunkcal: {error}", file=sys.stderr)
+        sys.exit(1)
+    finally:
+        remove_attempts(output)
+
+
+def _commit(result: dict[str, Any], output: str, record: str) -> None:
+    folder = state.folder_of_this_run()
+    run = state.read_json(folder / "run.json")
+    if run is None or (folder / "aborted").exists() or not state.owner_is_alive(run["owner"]):
+        raise ClusterError("the run has been stopped; its last product was not accepted")
+    state.write_json(Path(record), result["record"])
+    if os.path.isdir(output) and not os.path.islink(output):
+        shutil.rmtree(output)
+    os.rename(result["product"], output)
+
+
+def remove_attempts(output: str) -> None:
+    """Remove the work folders that attempts at `output` have left behind."""
+    for folder in glob.glob(glob.escape(output) + ".tmp-*"):
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,93 @@
+"""The state folder of one pipeline run: who owns the run, what cluster it wants, where its supervisor listens.
+
+Standard library only: every chunk's script reads it. The folder (mode 0700) lies in the temporary directory, not in the
+results: sockets need short paths, and nothing in it may outlive the run. Its path travels in `RUN_VARIABLE`, which
+Snakemake's jobs inherit, so a script can only ever find the cluster of its own run.
+
+======================  ====================================================================================
+``run.json``            owner (pid, start time), working folder, cluster and DP3 settings, path of the log
+``supervisor.json``     socket, pid, scheduler and dashboard address of the running supervisor
+``failure``             why the last supervisor did not come up
+``lock``                held by whoever starts a supervisor
+``aborted``             exists once the user has interrupted the run: nothing may start a cluster any more
+======================  ====================================================================================
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+RUN_VARIABLE = "CHUNKCAL_RUN"
+PREFIX = "chunkcal-"
+# sockaddr_un holds 108 bytes; the folder's random suffix and the socket's name take up to 20 of them.
+LONGEST_FOLDER = 80
+
+
+class ClusterError(Exception):
+    """The cluster cannot be had, or could not do what was asked: one line for the user."""
+
+
+def start_time(pid: int) -> str | None:
+    """Start time of a process in clock ticks since boot (field 22 of proc(5) stat), None if it is dead or a zombie.
+
+    With the pid it names a process for good: pids are used again, start times are not.
+    """
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    fields = stat.rsplit(")", 1)[1].split()
+    return None if fields[0] in "ZX" else fields[19]
+
+
+def owner_is_alive(owner: dict[str, Any]) -> bool:
+    """Tell whether the Snakemake process that the run belongs to still lives."""
+    return start_time(owner["pid"]) == owner["start"]
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write `content` so that a reader sees either the old file or the whole new one."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(content, indent=1) + "\n")
+    temporary.replace(path)
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file; None if it is absent or not JSON."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def create(settings: dict[str, Any], log: Path) -> Path:
+    """Make the state folder of a run that the calling process owns, and remove those of dead owners."""
+    base = tempfile.gettempdir()
+    if len(base) > LONGEST_FOLDER:
+        base = "/tmp"
+    _remove_orphans(Path(base))
+    folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=base))
+    owner = {"pid": os.getpid(), "start": start_time(os.getpid())}
+    run = {"owner": owner, "cwd": os.getcwd(), "log": str(log.absolute()), "settings": settings}
+    write_json(folder / "run.json", run)
+    return folder
+
+
+def _remove_orphans(base: Path) -> None:
+    for folder in base.glob(PREFIX + "*"):
+        run = read_json(folder / "run.json")
+        if run and folder.stat().st_uid == os.getuid() and not owner_is_alive(run["owner"]):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def folder_of_this_run() -> Path:
+    """Return the state folder that this process was started under."""
+    folder = os.environ.get(RUN_VARIABLE)
+    if not folder or not os.path.isdir(folder):
+        raise ClusterError("no pipeline run is going on here: chunk scripts are started by snakemake only")
+    return Path(folder)

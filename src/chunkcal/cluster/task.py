@@ -1,0 +1,162 @@
+"""One DP3 run as a dask task: runs on the worker that owns the slot, with that worker's threads."""
+
+from __future__ import annotations
+
+import os
+import select
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from distributed import get_worker
+from distributed.core import Status
+
+from chunkcal import dp3, products
+from chunkcal.cluster import guard
+from chunkcal.cluster.state import read_json
+
+POLL_S = 0.2
+TAIL_LINES = 12
+# dask's resource lets one DP3 at a time run on a worker; should that ever fail, this lease still does.
+_LEASE = threading.Lock()
+
+
+class TaskError(Exception):
+    """A DP3 run failed: one line for the user, then the end of DP3's log."""
+
+
+class Cancelled(Exception):
+    """Nobody wants this task any more: its client has gone, or its worker is closing."""
+
+
+def run_dp3(request: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+    """Run DP3 in a folder of its own and verify what it made.
+
+    Parameters
+    ----------
+    request
+        As sent by `chunkcal.cluster.client.run_chunk`.
+    settings
+        The ``dp3`` section of the configuration.
+
+    Returns
+    -------
+    dict
+        ``product`` (path below the work folder, to be renamed by the client) and ``record``; or, when the run failed,
+        ``error`` alone. Errors are values here because a raised exception would travel through dask with a traceback.
+    """
+    worker = get_worker()
+    key = worker.get_current_task()
+
+    def wanted() -> bool:
+        # dask never interrupts a running task: a cancelled one sees it here.
+        task = worker.state.tasks.get(key)
+        return task is not None and task.state == "executing" and worker.status == Status.running
+
+    if not _LEASE.acquire(blocking=False):
+        return {
+            "error": f"{request['name']}: the slot of worker {worker.name} is taken by another DP3; nothing was run"
+        }
+    work = Path(f"{request['output']}.tmp-{uuid.uuid4().hex[:12]}")
+    try:
+        work.mkdir(parents=True)
+        return _run_in(work, request, settings, str(worker.name), worker.state.nthreads, wanted)
+    except (TaskError, products.ProductError, OSError) as error:
+        shutil.rmtree(work, ignore_errors=True)
+        return {"error": f"{request['name']}: {error}; log: {request['log']}" + _tail(request["log"])}
+    except BaseException:
+        shutil.rmtree(work, ignore_errors=True)
+        raise
+    finally:
+        _LEASE.release()
+
+
+def _run_in(
+    work: Path, request: dict[str, Any], settings: dict[str, Any], worker: str, threads: int, wanted: Any
+) -> dict[str, Any]:
+    run = request["run"]
+    for name, target in run["links"].items():
+        (work / name).symlink_to(target)
+    parset = dp3.parset_text(run["parset"])
+    (work / "parset").write_text(parset)
+    command = dp3.find_command(settings["command"])
+    argv = dp3.argv(command, "parset", threads)
+    environment = dp3.environment(threads, settings["command"] != "auto", settings["measures_dir"])
+    start = time.time()
+    with open(request["log"], "ab") as log:
+        links = "".join(f"{name} -> {target}\n" for name, target in run["links"].items())
+        log.write(f"# {request['name']} on worker {worker}: {argv}\n{links}{parset}\n".encode())
+        log.flush()
+        status = _run_guarded(argv, work, environment, log, wanted, settings["task_timeout_s"])
+    if status:
+        raise TaskError(dp3.describe_failure(status, _tail(request["log"])))
+    record = {
+        "name": request["name"],
+        "argv": argv,
+        "parset": run["parset"],
+        "links": run["links"],
+        "worker": worker,
+        "host": socket.gethostname(),
+        "threads": threads,
+        "start": start,
+        "end": time.time(),
+        **(read_json(work / "usage.json") or {}),
+        "dp3_version": _version(tuple(command)),
+        "verified": products.verify(work, run, request["expect"]),
+    }
+    return {"product": str(work / run["product"]), "record": record}
+
+
+def _run_guarded(
+    argv: list[str],
+    work: Path,
+    environment: dict[str, str],
+    log: BinaryIO,
+    wanted: Any,
+    timeout_s: float | None,
+) -> int:
+    """Run `argv` under the guard until it ends, is no longer wanted, or takes too long; return its exit status."""
+    process = subprocess.Popen(
+        [sys.executable, "-I", "-S", guard.__file__, "usage.json", *argv],
+        cwd=work,
+        stdin=subprocess.PIPE,
+        stdout=log,
+        stderr=log,
+        env=environment,
+    )
+    ended = os.pidfd_open(process.pid)
+    deadline = time.monotonic() + (timeout_s or float("inf"))
+    try:
+        while not select.select([ended], [], [], POLL_S)[0]:
+            if not wanted():
+                raise Cancelled
+            if time.monotonic() > deadline:
+                raise TaskError(f"took longer than dp3.task_timeout_s = {timeout_s:g} s and was killed")
+        return process.wait()
+    finally:
+        process.stdin.close()  # the guard kills DP3 if it still runs
+        process.wait()
+        os.close(ended)
+
+
+@lru_cache
+def _version(command: tuple[str, ...]) -> str:
+    return dp3.version(list(command))
+
+
+def _tail(log: str) -> str:
+    """Return the last lines of a log, indented, or nothing."""
+    try:
+        with open(log, "rb") as stream:
+            stream.seek(max(0, os.path.getsize(log) - 4000))
+            lines = stream.read().decode(errors="replace").splitlines()
+    except OSError:
+        return ""
+    return "".join(f"\n    {line}" for line in lines[-TAIL_LINES:] if line.strip())
