@@ -1,0 +1,165 @@
+"""Where an observation is cut into time chunks.
+
+Chunks begin at multiples of the boundary unit (`chunkrules`), so that what they give, joined, is bit for bit what one
+run over everything gives.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from chunkcal.chunkrules import Unit
+from chunkcal.errors import UserError
+from chunkcal.ms import Observation
+from chunkcal.solves import Solve, SolveInput
+from chunkcal.steps import Pipeline
+
+# Input of a chunk with `length: auto`. A DP3 process costs 0.25 s whatever it does, and a chunk that fails is done
+# again from its start: between these, 0.5 GB is some ten seconds of work.
+AUTO_CHUNK_BYTES = 512 << 20
+AUTO_MIN_CHUNKS = 8  # so that small observations use several slots, too
+AUTO_MAX_CHUNKS = 2000  # beyond, Snakemake's own work grows faster than anything is gained
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A time chunk: slots of the grid and rows of the MeasurementSet; `start_time` is the centre of its first slot."""
+
+    name: str
+    start_slot: int
+    n_slots: int
+    start_time: float
+    row_start: int
+    n_rows: int
+
+
+@dataclass(frozen=True)
+class Length:
+    """A chunk length in slots, and what to tell the user about how it came about."""
+
+    n_slots: int
+    note: str = ""
+
+
+def boundary_unit(pipeline: Pipeline, solve: Solve | None, given: SolveInput | None, observation: Observation) -> Unit:
+    """Find where chunks of a configuration may begin.
+
+    Parameters
+    ----------
+    pipeline : Pipeline
+        The steps, from `stepdefaults.with_defaults`.
+    solve, given : Solve, SolveInput, optional
+        The solve that follows, and what it gets.
+    observation : Observation
+        What it runs on.
+    """
+    unit = pipeline.unit(observation)
+    if solve is not None and given is not None:
+        unit = solve.unit(unit, given)
+    notes = list(unit.rounding)
+    if observation.missing:
+        notes.append("gaps: UVW of the flagged slots that DP3 inserts is calculated afresh in each run, to some 1e-5 m")
+    return replace(unit, rounding=tuple(notes))
+
+
+def choose_length(setting: Mapping[str, Any], unit: Unit, observation: Observation) -> Length:
+    """Choose the chunk length, a multiple of the unit, at least one.
+
+    Parameters
+    ----------
+    setting
+        One of ``length: auto``, ``duration_s``, ``n_slots``, ``count``; lengths are rounded up to the unit.
+    unit, observation
+        The boundary unit, and what is cut. ``auto`` depends on nothing else.
+    """
+    total = observation.n_slots
+    if setting.get("duration_s") is not None:
+        what, wanted = f"duration_s {setting['duration_s']:g}", setting["duration_s"] / observation.interval_s
+    elif setting.get("n_slots") is not None:
+        what, wanted = f"n_slots {setting['n_slots']}", setting["n_slots"]
+    elif setting.get("count") is not None:
+        what, wanted = f"count {setting['count']}", math.ceil(total / setting["count"])
+    else:
+        slot_bytes = max(1.0, observation.size_bytes / observation.present(0, total))
+        target = max(AUTO_CHUNK_BYTES, observation.size_bytes / AUTO_MAX_CHUNKS)
+        wanted = min(target / slot_bytes, total / AUTO_MIN_CHUNKS)
+        return Length(min(max(1, int(wanted / unit.n_slots)) * unit.n_slots, _whole(total, unit)))
+    # A duration that is a whole number of slots but for rounding is that number.
+    n_units = max(1, math.ceil(wanted / unit.n_slots - 1e-6))
+    length = min(n_units * unit.n_slots, _whole(total, unit))
+    if length >= total or abs(length - wanted) < 1e-6 * wanted:
+        return Length(length)
+    return Length(
+        length,
+        f"chunks: {what} was rounded up to {length} slots ({length * observation.interval_s:.6g} s), a multiple of the"
+        f" unit of {unit.n_slots} slots; that makes {math.ceil(total / length)} chunks",
+    )
+
+
+def _whole(total: int, unit: Unit) -> int:
+    return -(-total // unit.n_slots) * unit.n_slots
+
+
+def cut(observation: Observation, unit: Unit, length: int) -> list[Chunk]:
+    """Cut an observation into chunks.
+
+    Chunks begin at multiples of `length`. One without any data joins the one before it, and so does a last one that is
+    shorter than what the steps average: DP3 would average over what there is, and make slots of another length. That a
+    chunk begins or ends in a gap does no harm: DP3 inserts the same flagged slots as in a run over everything (tried).
+
+    Parameters
+    ----------
+    observation, unit
+        What is cut, and its boundary unit.
+    length : int
+        Input slots; a multiple of ``unit.n_slots``.
+    """
+    if length < 1 or length % unit.n_slots:
+        raise ValueError(f"a chunk length of {length} slots is no multiple of the unit of {unit.n_slots}")
+    total = observation.n_slots
+    starts = [0]
+    for start in range(length, total, length):
+        if observation.present(start, min(start + length, total)) and total - start >= unit.shortest:
+            starts.append(start)
+    chunks = []
+    for number, (start, end) in enumerate(zip(starts, [*starts[1:], total], strict=True)):
+        chunks.append(
+            Chunk(
+                name=f"t{number:04d}",
+                start_slot=start,
+                n_slots=end - start,
+                start_time=observation.first_time + start * observation.interval_s,
+                row_start=observation.present(0, start) * observation.n_baselines,
+                n_rows=observation.present(start, end) * observation.n_baselines,
+            )
+        )
+    return chunks
+
+
+def refuse_inexact(unit: Unit, n_chunks: int, allow_approximate: bool, name: str) -> bool:
+    """Decide if the chunks give exactly what one run gives.
+
+    Returns
+    -------
+    bool
+        False if they do not, and the user allows that.
+
+    Raises
+    ------
+    UserError
+        They do not, with all reasons and the remedy.
+    """
+    if n_chunks == 1 or not (unit.inexact or unit.whole):
+        return True
+    if allow_approximate and not unit.whole:
+        return False
+    remedy = "change the steps, or take the whole observation as one chunk (chunks: {count: 1})"
+    if not unit.whole:
+        remedy += ", or accept small differences (chunks: {allow_approximate: true})"
+    raise UserError(
+        f"{name}: time chunks would not give what a run over the whole observation gives: "
+        f"{'; '.join((*unit.whole, *unit.inexact))}. Remedy: {remedy}"
+    )

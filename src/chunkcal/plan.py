@@ -1,0 +1,236 @@
+"""The plan: where each observation is cut, and the DP3 runs of every stage.
+
+Everything that DP3 would say only chunk by chunk, or not at all, is said here. Nothing depends on the machine: the same
+configuration gives the same plan everywhere.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from chunkcal import chunkrules, dp3, requests, solves, stepdefaults
+from chunkcal.chunkrules import Unit
+from chunkcal.cutting import boundary_unit, choose_length, cut, refuse_inexact
+from chunkcal.errors import UserError
+from chunkcal.ms import Observation, read_observation
+from chunkcal.skymodel import SkyModel, read_patches
+from chunkcal.solves import Solve, SolveInput
+from chunkcal.steps import Pipeline, parse_steps, preprocess_run
+
+# Memory of a DP3 process, measured with DP3 6.6: of the program, and of each visibility of a solution interval.
+DP3_BYTES = 91e6
+SOLVE_BYTES = 32 + 16  # 16 for each direction, of which there is one
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The plans of all observations by name, each as JSON can hold it; see `plan_observation`."""
+
+    observations: dict[str, dict[str, Any]]
+
+    def table(self) -> Any:
+        """Give the chunk table as a pandas DataFrame, one row per chunk."""
+        import pandas as pd
+
+        rows = [
+            {"obs": obs, "chunk": chunk["name"]}
+            | {key: value for key, value in chunk.items() if key != "name"}
+            | {"n_solutions": requests.n_solutions(plan, chunk) if plan["solve"] else 0, "exact": plan["exact"]}
+            for obs, plan in self.observations.items()
+            for chunk in plan["chunks"]
+        ]
+        return pd.DataFrame(rows)
+
+    def write(self, table: str | os.PathLike, plan: str | os.PathLike) -> None:
+        """Write the chunk table (tab-separated) and the plans (JSON)."""
+        for path in (table, plan):
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+        self.table().to_csv(table, sep="\t", index=False, float_format="%.9f")
+        Path(plan).write_text(json.dumps(self.observations, indent=1) + "\n", encoding="utf-8")
+
+
+def make_plan(observations: Sequence[Mapping[str, Any]], sections: Mapping[str, Any]) -> Plan:
+    """Plan all observations.
+
+    Parameters
+    ----------
+    observations
+        ``obs`` (name), ``ms`` (path) and ``sky_model`` (path or None) of each.
+    sections
+        Of the validated configuration: ``chunks``, ``preprocess``, ``calibrate``, ``apply``, ``extra_inputs_dir`` and
+        ``dp3``.
+
+    Raises
+    ------
+    UserError
+        With everything that DP3 would only say chunk by chunk, or not at all.
+    """
+    pipeline = parse_steps((sections.get("preprocess") or {}).get("steps") or [])
+    command = dp3.find_command((sections.get("dp3") or {}).get("command", "auto"))
+    command_is_users = not dp3.is_wheel(command)
+    return Plan({entry["obs"]: plan_observation(entry, pipeline, sections, command_is_users) for entry in observations})
+
+
+def plan_observation(
+    entry: Mapping[str, Any], pipeline: Pipeline, sections: Mapping[str, Any], command_is_users: bool = False
+) -> dict[str, Any]:
+    """Plan one observation.
+
+    Returns
+    -------
+    dict
+        ``observation`` (as `Observation.to_dict`); ``unit`` (`Unit`), ``exact``, ``chunk_length``, ``notes``;
+        ``time_factor``; ``data`` (the pre-processed data); ``solve`` or None; ``runs`` by stage (None if not run);
+        ``memory_mb`` by stage; ``chunks`` (list of `Chunk`).
+    """
+    observation = read_observation(
+        entry["ms"],
+        entry["obs"],
+        data_column=str(pipeline.ms_in.get("datacolumn", "DATA")),
+        band=_band(pipeline),
+    )
+    solve, given, sky = _solve(pipeline, observation, entry, sections.get("calibrate"))
+    own = solve.solint * pipeline.unit(observation).time_factor if solve else 1
+    pipeline = stepdefaults.with_defaults(pipeline, observation, solve_unit=own)
+    unit = boundary_unit(pipeline, solve, given, observation)
+    length = choose_length(sections["chunks"], unit, observation)
+    chunks = cut(observation, unit, length.n_slots)
+    exact = refuse_inexact(unit, len(chunks), sections["chunks"].get("allow_approximate", False), observation.name)
+    runs = _runs(pipeline, solve, sky, entry, observation, sections, command_is_users)
+    notes = [*runs["preprocess"].pop("notes"), *(solve.notes if solve else ()), *([length.note] if length.note else ())]
+    interpolation = (sections.get("apply") or {}).get("interpolation", "linear")
+    if solve and interpolation == "linear" and len(chunks) > 1 and not observation.grid_is_exact:
+        text = "linear interpolation follows the rounding of slot times (1 us), so the last bit of DATA may differ"
+        unit = replace(unit, rounding=(*unit.rounding, f"apply: {text}; nearest does not"))
+    data = _data(pipeline, observation, unit)
+    return {
+        "observation": observation.to_dict(),
+        "unit": asdict(unit),
+        "exact": exact,
+        "chunk_length": length.n_slots,
+        "notes": notes,
+        "time_factor": unit.time_factor,
+        "data": data,
+        "solve": _solve_grid(solve, data) if solve else None,
+        "runs": runs,
+        "memory_mb": _memory(pipeline, solve, observation, data),
+        "chunks": [asdict(chunk) for chunk in chunks],
+    }
+
+
+def _band(pipeline: Pipeline) -> int | None:
+    band = chunkrules.number(pipeline.ms_in, "band", -1.0)
+    if not band.is_integer():
+        raise UserError(f"MsIn: band {pipeline.ms_in['band']!r} is not the number of a spectral window")
+    return int(band) if band >= 0 else None
+
+
+def _solve(
+    pipeline: Pipeline, observation: Observation, entry: Mapping[str, Any], section: Mapping[str, Any] | None
+) -> tuple[Solve | None, SolveInput | None, SkyModel | None]:
+    if not section:
+        return None, None, None
+    if not entry.get("sky_model"):
+        raise UserError(f"{observation.name}: there is no sky model to calibrate against; set calibrate.sky_model")
+    factor = pipeline.unit(observation).time_factor
+    channels = stepdefaults.channels_after(pipeline, observation)
+    keeps_stations = not any(step.type in ("filter", "stationadder") for step in pipeline.steps)
+    given = SolveInput(
+        interval_s=observation.interval_s * factor,
+        n_slots=-(-observation.n_slots // factor),
+        channel_width_hz=observation.channel_width_hz * channels.factor,
+        n_channels=channels.n,
+        stations=observation.stations if keeps_stations else None,
+        grid_is_exact=observation.grid_is_exact,
+    )
+    return solves.resolve_solve(section["solves"][0], given), given, read_patches(entry["sky_model"])
+
+
+def _runs(
+    pipeline: Pipeline,
+    solve: Solve | None,
+    sky: SkyModel | None,
+    entry: Mapping[str, Any],
+    observation: Observation,
+    sections: Mapping[str, Any],
+    command_is_users: bool,
+) -> dict[str, Any]:
+    base = sections.get("extra_inputs_dir")
+    preprocess = preprocess_run(pipeline, observation, base, command_is_users)
+    wheels = str(dp3.strategies_dir() or "\0")
+    preprocess["files"] = [
+        path for name, path in preprocess["links"].items() if name != "in.ms" and not path.startswith(wheels)
+    ]
+    runs: dict[str, Any] = {"preprocess": preprocess} | dict.fromkeys(requests.STAGES[1:])
+    if solve is not None and sky is not None:
+        path = os.path.abspath(entry["sky_model"])
+        runs["calibrate"] = solves.calibrate_run(solve, path, sky, base)
+        runs["apply"] = solves.apply_run(solve, (sections.get("apply") or {}).get("interpolation", "linear"))
+        # The worker measures the fit against the model that DP3 writes, and leaves the figures.
+        runs["fit"] = solves.model_run(solve, path, sky) | {"product": "fit.json"}
+    return runs
+
+
+def _data(pipeline: Pipeline, observation: Observation, unit: Unit) -> dict[str, Any]:
+    """Describe the pre-processed data as DP3 will write them; None where only DP3 can tell."""
+    first_time, interval = observation.first_time, observation.interval_s
+    for factor in unit.time_factors:
+        # Step by step as DP3 6.6 does, so that the bits are the same (steps/Averager.cc, ``process``).
+        first_time, interval = first_time + 0.5 * (interval * factor - interval), interval * factor
+    channels = stepdefaults.channels_after(pipeline, observation)
+    selects = "baseline" in pipeline.ms_in or any(step.type in ("filter", "stationadder") for step in pipeline.steps)
+    return {
+        "first_time": first_time,
+        "interval_s": interval,
+        "n_slots": -(-observation.n_slots // unit.time_factor),
+        "n_baselines": None if selects else observation.n_baselines,
+        "n_channels": channels.n,
+        "n_correlations": observation.n_correlations,
+        "channel_width_hz": observation.channel_width_hz * channels.factor,
+        # For estimates, where the above are not known.
+        "max_baselines": observation.n_baselines,
+        "max_channels": channels.n or max(1, observation.n_channels // channels.factor),
+    }
+
+
+def _solve_grid(solve: Solve, data: Mapping[str, Any]) -> dict[str, Any]:
+    """Place the solutions in time (DP3 6.6, ddecal/SolutionWriter.cc)."""
+    given = solve.parameters.get("solutions_per_direction", 1)
+    per_interval = chunkrules.integer(
+        {"solutions_per_direction": str(given).strip("[] ")}, "solutions_per_direction", 1
+    )
+    if per_interval < 1 or solve.solint % per_interval:
+        raise UserError(
+            f"solve {solve.name}: solutions_per_direction {per_interval} does not divide the solution interval of"
+            f" {solve.solint} slots"
+        )
+    return {
+        "name": solve.name,
+        "mode": solve.mode,
+        "solint": solve.solint,
+        "solutions_per_interval": per_interval,
+        "start_s": data["first_time"] - 0.5 * data["interval_s"],
+        "interval_s": data["interval_s"] * (solve.solint // per_interval),
+    }
+
+
+def _memory(
+    pipeline: Pipeline, solve: Solve | None, observation: Observation, data: Mapping[str, Any]
+) -> dict[str, int]:
+    """Estimate the memory of one DP3 process of each stage, MB."""
+    raw = observation.n_baselines * observation.n_channels * observation.n_correlations
+    windows = [
+        chunkrules.integer(step.parameters, "timewindow", 1) for step in pipeline.steps if step.type == "aoflagger"
+    ]
+    estimates = {"preprocess": DP3_BYTES + stepdefaults.AOFLAGGER_BYTES * max(windows, default=0) * raw}
+    if solve is not None:
+        n_visibilities = data["max_baselines"] * data["max_channels"] * data["n_correlations"]
+        solving = SOLVE_BYTES * solve.solint * n_visibilities
+        estimates |= {"calibrate": DP3_BYTES + solving, "apply": DP3_BYTES, "fit": DP3_BYTES}
+    return {stage: math.ceil(size / 1e6) for stage, size in estimates.items()}

@@ -1,0 +1,167 @@
+"""One chunk's DP3 run and what its product must look like, from the plan of its observation.
+
+Standard library only: Snakemake evaluates this for each of thousands of chunk jobs.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+from fractions import Fraction
+from typing import Any
+
+STAGES = ("preprocess", "calibrate", "apply", "fit")
+# Model visibilities that the fit of a chunk is measured on; enough for a figure.
+FIT_BYTES = 64 << 20
+_BYTES_PER_VISIBILITY = 8
+_MJD_DAY_0 = datetime.date(1858, 11, 17)
+
+
+def load_plan(path: str | os.PathLike) -> dict[str, dict[str, Any]]:
+    """Read the plans of all observations, by name, as `plan.Plan.write` wrote them."""
+    with open(path, encoding="utf-8") as stream:
+        return json.load(stream)
+
+
+def find_chunk(plan: dict[str, Any], name: str) -> dict[str, Any]:
+    """Find a chunk by its name; names are ``t0000``, ``t0001``, ... in time order."""
+    chunk = plan["chunks"][int(name[1:])]
+    if chunk["name"] != name:
+        raise KeyError(f"chunk {name} is not at its place in the plan of {plan['observation']['name']}")
+    return chunk
+
+
+def chunk_request(plan: dict[str, Any], stage: str, chunk: str) -> dict[str, Any]:
+    """Give the DP3 run of one stage for one chunk.
+
+    Parameters
+    ----------
+    plan
+        Plan of the observation.
+    stage
+        One of `STAGES`.
+    chunk
+        Name of the chunk.
+
+    Returns
+    -------
+    dict
+        ``run`` (``parset``, ``links``, ``product``) without the links to products of earlier stages; ``expect``: what
+        the product must be, with ``kind`` (``ms``, ``h5parm`` or ``fit``), ``first_time`` (MJD s), ``interval_s``, and
+        ``n_slots`` or ``n_solutions``; for an ms also ``n_baselines`` and ``n_channels``, None if only DP3 can tell,
+        and for the first stage ``row_start`` and ``n_rows`` of its input.
+    """
+    found = find_chunk(plan, chunk)
+    run = plan["runs"][stage]
+    parset = dict(run["parset"])
+    expect = expectation(plan, stage, found)
+    if stage == "preprocess":
+        time_range = chunk_time_range(plan["observation"], found)
+        parset = {"msin": parset.pop("msin"), **time_range, **parset}
+        expect |= {"row_start": found["row_start"], "n_rows": found["n_rows"]}  # to count the flags of the input
+    elif stage == "fit":
+        parset["msin.ntimes"] = str(expect["n_slots"])
+    return {"run": {"parset": parset, "links": run["links"], "product": run["product"]}, "expect": expect}
+
+
+def chunk_time_range(observation: dict[str, Any], chunk: dict[str, Any]) -> dict[str, str]:
+    """Give ``msin.starttime`` and ``msin.ntimes`` of a chunk.
+
+    DP3 takes the first slot that is not before starttime, and goes back whole intervals if that one lies behind a gap
+    (steps/MsReader.cc, ``SkipFirstTimes``). Half an interval early, neither rounding nor a slot that is some
+    milliseconds off the grid can make it miss the first slot.
+    """
+    early = observation["first_time"] + (chunk["start_slot"] - 0.5) * observation["interval_s"]
+    return {"msin.starttime": start_time_text(early), "msin.ntimes": str(chunk["n_slots"])}
+
+
+def start_time_text(mjd_s: float) -> str:
+    """Write a time as casacore's MVTime reads it: ``2013/03/29/13:59:53.006950``, to the microsecond."""
+    microseconds = round(Fraction(mjd_s) * 10**6)
+    days, rest = divmod(microseconds, 86_400 * 10**6)
+    date = _MJD_DAY_0 + datetime.timedelta(days=days)
+    seconds, fraction = divmod(rest, 10**6)
+    hours, seconds = divmod(seconds, 3600)
+    minutes, seconds = divmod(seconds, 60)
+    return f"{date:%Y/%m/%d}/{hours:02d}:{minutes:02d}:{seconds:02d}.{fraction:06d}"
+
+
+def expectation(plan: dict[str, Any], stage: str, chunk: dict[str, Any]) -> dict[str, Any]:
+    """Say what a stage must make of a chunk; see `chunk_request`."""
+    data, solve = plan["data"], plan["solve"]
+    first = chunk["start_slot"] // plan["time_factor"]
+    n_slots = -(-chunk["n_slots"] // plan["time_factor"])
+    if stage == "calibrate":
+        first_solution = first // solve["solint"] * solve["solutions_per_interval"]
+        return {
+            "kind": "h5parm",
+            "first_time": solve["start_s"] + (first_solution + 0.5) * solve["interval_s"],
+            "interval_s": solve["interval_s"],
+            "n_solutions": n_solutions(plan, chunk),
+        }
+    shape = {"n_baselines": data["n_baselines"], "n_channels": data["n_channels"]}
+    if stage == "fit":
+        n_visibilities = data["max_baselines"] * data["max_channels"] * data["n_correlations"]
+        n_slots = min(n_slots, max(1, FIT_BYTES // (n_visibilities * _BYTES_PER_VISIBILITY)))
+    return {
+        "kind": "fit" if stage == "fit" else "ms",
+        "first_time": data["first_time"] + first * data["interval_s"],
+        "interval_s": data["interval_s"],
+        "n_slots": n_slots,
+        **shape,
+    }
+
+
+def n_solutions(plan: dict[str, Any], chunk: dict[str, Any]) -> int:
+    """Count the solutions of a chunk; the last interval may be short."""
+    solve = plan["solve"]
+    n_slots = -(-chunk["n_slots"] // plan["time_factor"])
+    return -(-n_slots * solve["solutions_per_interval"] // solve["solint"])
+
+
+def solution_grid(plan: dict[str, Any]) -> dict[str, Any]:
+    """Give the arguments of `merge.Grid.of`: what the chunks' solutions must cover, exactly once."""
+    return {
+        "names": [chunk["name"] for chunk in plan["chunks"]],
+        "counts": [n_solutions(plan, chunk) for chunk in plan["chunks"]],
+        "start_s": plan["solve"]["start_s"],
+        "interval_s": plan["solve"]["interval_s"],
+    }
+
+
+def solution_counts(plan: dict[str, Any]) -> list[int]:
+    """Count the solutions of each chunk, in time order."""
+    return solution_grid(plan)["counts"]
+
+
+def final_stage(plan: dict[str, Any]) -> str:
+    """Name the stage whose chunks are joined."""
+    return "apply" if plan["runs"]["apply"] else "preprocess"
+
+
+def join_expects(plan: dict[str, Any]) -> list[dict[str, Any]]:
+    """Say what each chunk that is joined must be, in time order."""
+    return [expectation(plan, final_stage(plan), chunk) for chunk in plan["chunks"]]
+
+
+def join_times(plan: dict[str, Any]) -> dict[str, Any] | None:
+    """Give the arguments of `join.dp3_times` for pre-processed chunks; None when calibrated chunks are joined.
+
+    A run that applies solutions counts from the first TIME of its input, which is what `join` does by itself.
+    """
+    if final_stage(plan) == "apply":
+        return None
+    averages = len(plan["unit"]["time_factors"])
+    grid = plan["observation"] if averages < 2 else plan["data"]
+    return {
+        "first_time": grid["first_time"],
+        "interval_s": grid["interval_s"],
+        "n_slots": plan["data"]["n_slots"],
+        "averaging": plan["time_factor"] if averages < 2 else 1,
+    }
+
+
+def step_files(plan: dict[str, Any]) -> list[str]:
+    """List the user's files that pre-processing reads: solutions, sky models, strategies."""
+    return plan["runs"]["preprocess"]["files"]

@@ -1,0 +1,149 @@
+import dataclasses
+
+import pytest
+from test_steps import OBSERVATION
+
+from chunkcal.chunkrules import Unit
+from chunkcal.cutting import boundary_unit, choose_length, cut, refuse_inexact
+from chunkcal.errors import UserError
+from chunkcal.solves import SolveInput, resolve_solve
+from chunkcal.stepdefaults import with_defaults
+from chunkcal.steps import parse_steps
+
+
+def observation(**values):
+    return dataclasses.replace(OBSERVATION, **values)
+
+
+def ranges(chunks):
+    return [(chunk.start_slot, chunk.start_slot + chunk.n_slots) for chunk in chunks]
+
+
+# ---- lengths ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("setting", "unit", "length", "noted"),
+    [
+        ({"n_slots": 100}, 10, 100, False),
+        ({"n_slots": 95}, 10, 100, True),
+        ({"n_slots": 1}, 10, 10, True),
+        ({"n_slots": 5000}, 10, 1000, False),
+        ({"duration_s": 400}, 10, 100, False),  # 4 s each
+        ({"duration_s": 401}, 10, 110, True),
+        ({"count": 10}, 10, 100, False),
+        ({"count": 3}, 10, 340, True),  # 334 would do
+        ({"count": 1}, 10, 1000, False),
+        ({"count": 1}, 64, 1024, False),
+        ({"count": 5000}, 1, 1, False),
+    ],
+)
+def test_lengths(setting, unit, length, noted):
+    found = choose_length(setting, Unit(n_slots=unit), OBSERVATION)
+    assert found.n_slots == length
+    assert bool(found.note) == noted
+
+
+def test_a_length_that_is_rounded_is_said():
+    note = choose_length({"count": 3}, Unit(n_slots=64), OBSERVATION).note
+    for word in ("count 3", "384 slots", "1536 s", "unit of 64", "3 chunks"):
+        assert word in note
+
+
+def test_a_duration_of_whole_slots_but_for_rounding():
+    lofar = observation(interval_s=10.0139008)
+    assert choose_length({"duration_s": 100 * 10.0139008}, Unit(), lofar).n_slots == 100
+
+
+@pytest.mark.parametrize(
+    ("size", "n_slots", "unit", "length"),
+    [
+        (250 << 20, 1000, 1, 125),  # eight chunks
+        (250 << 20, 1000, 64, 64),  # more, rather than fewer, where the unit does not divide
+        (250 << 20, 1000, 400, 400),  # the unit is the least
+        (250 << 20, 5, 1, 1),
+        (64 << 30, 10_000, 1, 78),  # 512 MB
+        (8 << 40, 100_000, 1, 50),  # 2000 chunks
+    ],
+)
+def test_auto_follows_the_size(size, n_slots, unit, length):
+    found = choose_length({"length": "auto"}, Unit(n_slots=unit), observation(size_bytes=size, n_slots=n_slots))
+    assert found.n_slots == length
+
+
+# ---- cutting ---------------------------------------------------------------------------------------------
+
+
+def test_chunks_cover_everything():
+    chunks = cut(observation(n_slots=103), Unit(n_slots=10), 20)
+    assert ranges(chunks) == [(0, 20), (20, 40), (40, 60), (60, 80), (80, 100), (100, 103)]
+    assert [chunk.name for chunk in chunks] == ["t0000", "t0001", "t0002", "t0003", "t0004", "t0005"]
+    assert chunks[5].start_time == OBSERVATION.first_time + 400.0
+    assert (chunks[1].row_start, chunks[1].n_rows) == (6000, 6000)
+    assert chunks[5].n_rows == 900
+
+
+def test_a_tail_shorter_than_the_average_joins_the_last_chunk():
+    unit = Unit(n_slots=8, time_factors=(4,), shortest=4)
+    assert ranges(cut(observation(n_slots=19), unit, 8)) == [(0, 8), (8, 19)]
+    assert ranges(cut(observation(n_slots=20), unit, 8)) == [(0, 8), (8, 16), (16, 20)]
+    assert ranges(cut(observation(n_slots=3), unit, 8)) == [(0, 3)]
+
+
+def test_a_chunk_without_data_joins_the_one_before():
+    gaps = observation(n_slots=60, missing=((12, 41), (55, 57)), n_baselines=2, n_rows=58)
+    chunks = cut(gaps, Unit(n_slots=10), 10)
+    assert ranges(chunks) == [(0, 10), (10, 40), (40, 50), (50, 60)]
+    assert [(chunk.row_start, chunk.n_rows) for chunk in chunks] == [(0, 20), (20, 4), (24, 18), (42, 16)]
+    assert sum(chunk.n_rows for chunk in chunks) == 58
+
+
+def test_many_chunks_keep_their_order():
+    chunks = cut(observation(n_slots=12_000), Unit(), 1)
+    assert chunks[-1].name == "t11999"
+    assert len({chunk.name for chunk in chunks}) == 12_000
+
+
+def test_a_length_off_the_unit_is_a_mistake_of_ours():
+    with pytest.raises(ValueError, match="no multiple"):
+        cut(OBSERVATION, Unit(n_slots=8), 12)
+
+
+# ---- units -----------------------------------------------------------------------------------------------
+
+
+def test_the_unit_of_everything():
+    pipeline = with_defaults(parse_steps(["AOFlagger", {"Averager": {"timestep": 4}}]), OBSERVATION, solve_unit=24)
+    given = SolveInput(16.0, 250, 10e3, 64, None)
+    solve = resolve_solve({"mode": "diagonal", "solint_s": 96}, given)
+    unit = boundary_unit(pipeline, solve, given, OBSERVATION)
+    assert unit.n_slots == 72
+    assert [(name.partition(":")[0], n) for name, n in unit.reasons] == [
+        ("AOFlagger", 72),
+        ("Averager", 4),
+        ("solve gain", 24),
+    ]
+    assert boundary_unit(pipeline, None, None, OBSERVATION).rounding == ()
+
+
+def test_gaps_are_mentioned():
+    unit = boundary_unit(parse_steps([]), None, None, observation(missing=((3, 5),)))
+    assert (unit.n_slots, unit.inexact, unit.whole) == (1, (), ())
+    assert "UVW" in unit.rounding[0]
+
+
+def test_inexact_chunks_are_refused_with_all_reasons():
+    unit = Unit(inexact=("A: x", "B: y"))
+    with pytest.raises(UserError, match=r"obs1.*A: x; B: y.*count: 1.*allow_approximate: true"):
+        refuse_inexact(unit, 2, False, "obs1")
+    assert refuse_inexact(unit, 2, True, "obs1") is False
+    assert refuse_inexact(unit, 1, False, "obs1") is True  # one chunk is the whole
+    assert refuse_inexact(Unit(), 2, False, "obs1") is True
+
+
+def test_what_needs_everything_cannot_be_allowed():
+    unit = Unit(whole=("A: x",), inexact=("B: y",))
+    with pytest.raises(UserError, match="A: x; B: y") as caught:
+        refuse_inexact(unit, 2, True, "obs1")
+    assert "allow_approximate" not in str(caught.value)
+    assert refuse_inexact(unit, 1, False, "obs1") is True

@@ -1,0 +1,161 @@
+import random
+import subprocess
+import sys
+
+import pytest
+from casacore.quanta import quantity
+
+from chunkcal import requests
+
+
+def make_plan(**changes):
+    """The plan of an observation of 103 slots of 4 s, averaged by 4, solved for 2 of those, in chunks of 40 slots."""
+    start = 5217174002.0
+    chunks = [(0, 40), (40, 40), (80, 23)]
+    plan = {
+        "observation": {"name": "a", "first_time": start, "interval_s": 4.0, "n_slots": 103},
+        "unit": {"time_factors": [4]},
+        "time_factor": 4,
+        "data": {
+            "first_time": start + 6,
+            "interval_s": 16.0,
+            "n_slots": 26,
+            "n_baselines": 28,
+            "n_channels": None,
+            "n_correlations": 4,
+            "max_baselines": 28,
+            "max_channels": 8,
+        },
+        "solve": {"solint": 2, "solutions_per_interval": 1, "start_s": start - 2, "interval_s": 32.0},
+        "runs": {
+            "preprocess": {"parset": {"msin": "in.ms", "msout": "out.ms", "steps": "[]"}, "links": {"in.ms": "/x.ms"}},
+            "calibrate": {"parset": {"msin": "in.ms", "msout": ""}, "links": {"sky.skymodel": "/s"}},
+            "apply": {"parset": {"msin": "in.ms", "msout": "out.ms"}, "links": {}},
+            "fit": {"parset": {"msin": "in.ms", "msout": "model.ms"}, "links": {}},
+        },
+        "chunks": [
+            {"name": f"t{i:04d}", "start_slot": s, "n_slots": n, "row_start": 28 * s, "n_rows": 28 * n}
+            for i, (s, n) in enumerate(chunks)
+        ],
+    } | changes
+    for stage, run in plan["runs"].items():
+        if run:
+            run["product"] = {"calibrate": "solutions.h5", "fit": "fit.json"}.get(stage, "out.ms")
+    plan["runs"]["preprocess"]["files"] = ["/my.h5"]
+    return plan
+
+
+def test_preprocess():
+    request = requests.chunk_request(make_plan(), "preprocess", "t0001")
+    assert request == {
+        "run": {
+            "parset": {
+                "msin": "in.ms",
+                "msin.starttime": "2024/03/14/23:02:40.000000",  # half a slot before 23:02:42
+                "msin.ntimes": "40",
+                "msout": "out.ms",
+                "steps": "[]",
+            },
+            "links": {"in.ms": "/x.ms"},
+            "product": "out.ms",
+        },
+        "expect": {
+            "kind": "ms",
+            "first_time": 5217174002.0 + 160 + 6,
+            "interval_s": 16.0,
+            "n_slots": 10,
+            "n_baselines": 28,
+            "n_channels": None,
+            "row_start": 1120,
+            "n_rows": 1120,
+        },
+    }
+
+
+def test_the_plan_is_not_changed():
+    plan = make_plan()
+    requests.chunk_request(plan, "preprocess", "t0001")
+    requests.chunk_request(plan, "fit", "t0001")
+    assert plan == make_plan()
+
+
+def test_calibrate():
+    request = requests.chunk_request(make_plan(), "calibrate", "t0002")
+    assert request["run"]["parset"] == {"msin": "in.ms", "msout": ""}
+    # Slots 80 to 102 are 6 averaged ones: 3 solutions, of which the first is number 10.
+    assert request["expect"] == {
+        "kind": "h5parm",
+        "first_time": 5217174000.0 + 10.5 * 32,
+        "interval_s": 32.0,
+        "n_solutions": 3,
+    }
+
+
+def test_several_solutions_per_interval():
+    plan = make_plan()
+    plan["solve"] |= {"solint": 4, "solutions_per_interval": 2, "interval_s": 32.0}
+    assert requests.solution_counts(plan) == [5, 5, 3]
+    assert requests.expectation(plan, "calibrate", plan["chunks"][2])["first_time"] == 5217174000.0 + 10.5 * 32
+
+
+def test_fit_is_limited():
+    plan = make_plan()
+    assert requests.chunk_request(plan, "fit", "t0000")["run"]["parset"]["msin.ntimes"] == "10"
+    plan["data"]["max_channels"] = 20_000  # 18 MB a slot
+    request = requests.chunk_request(plan, "fit", "t0000")
+    assert request["run"]["parset"]["msin.ntimes"] == "3"
+    assert (request["expect"]["kind"], request["expect"]["n_slots"]) == ("fit", 3)
+
+
+def test_merge_and_join():
+    plan = make_plan()
+    assert requests.solution_grid(plan) == {
+        "names": ["t0000", "t0001", "t0002"],
+        "counts": [5, 5, 3],
+        "start_s": 5217174000.0,
+        "interval_s": 32.0,
+    }
+    assert requests.final_stage(plan) == "apply"
+    assert requests.join_times(plan) is None
+    assert [expect["n_slots"] for expect in requests.join_expects(plan)] == [10, 10, 6]
+    plan["runs"]["apply"] = None
+    assert requests.join_times(plan) == {
+        "first_time": 5217174002.0,
+        "interval_s": 4.0,
+        "n_slots": 26,
+        "averaging": 4,
+    }
+    assert requests.step_files(plan) == ["/my.h5"]
+
+
+def test_unknown_chunk():
+    with pytest.raises(KeyError):
+        requests.find_chunk(make_plan(), "t001")
+
+
+@pytest.mark.parametrize(
+    ("time", "text"),
+    [
+        (0.0, "1858/11/17/00:00:00.000000"),
+        (4871282393.00695, "2013/03/29/13:59:53.006950"),
+        (59.9999997, "1858/11/17/00:01:00.000000"),  # rounds up to a whole minute
+        (86399.9999999, "1858/11/18/00:00:00.000000"),  # and to a whole day
+    ],
+)
+def test_start_times(time, text):
+    assert requests.start_time_text(time) == text
+
+
+def test_casacore_reads_start_times():
+    """With the reader that DP3 uses; an error of half a slot is what chunks can bear, so 1 us is plenty."""
+    rng = random.Random(1)
+    for _ in range(2000):
+        time = rng.uniform(3.5e9, 7e9)
+        assert abs(quantity(requests.start_time_text(time)).get_value("s") - time) < 2e-6
+
+
+def test_import_is_cheap():
+    code = "import sys, chunkcal.requests; print(sorted(sys.modules))"
+    modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    for heavy in ("'casacore'", "'numpy'", "'pandas'", "'h5py'", "'chunkcal.ms'"):
+        assert heavy not in modules
