@@ -1,0 +1,56 @@
+"""What a worker does between DP3's exit status 0 and the rename: look at what there really is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from chunkcal import products
+from chunkcal.fit import measure_fit
+from chunkcal.products import ProductError
+
+__all__ = ["ProductError", "verify_product"]
+
+
+def verify_product(work: Path, run: Mapping[str, Any], expect: Mapping[str, Any]) -> dict[str, Any]:
+    """Verify the product of one DP3 run in its work folder.
+
+    Parameters
+    ----------
+    work
+        Folder that DP3 ran in; ``in.ms`` in it is the input.
+    run
+        DP3 run as data; ``product`` names what it made.
+    expect
+        As `chunkcal.requests.chunk_request` gives it. A product of the kind ``fit`` is made here, from the model
+        visibilities that DP3 has written.
+
+    Returns
+    -------
+    dict
+        What was found, for the record. For an ms, ``flagged_before`` and ``flagged_after`` as
+        `products.flag_fractions`.
+
+    Raises
+    ------
+    ProductError
+        What DP3 made is not what was expected.
+    """
+    product, before = work / run["product"], work / "in.ms"
+    if expect["kind"] == "h5parm":
+        has_data = products.flag_fractions(before)["total"] < 1
+        return products.verify_h5parm(product, expect, has_data)
+    if expect["kind"] == "fit":
+        found = measure_fit(before, work / "corrected.ms", work / run["parset"]["msout"])
+        product.write_text(json.dumps(found, indent=1) + "\n")
+        return found
+    found = products.verify_ms(product, expect)
+    for name in ("n_baselines", "n_channels"):
+        if expect.get(name) not in (None, found[name]):
+            raise ProductError(f"{product}: {name} is {found[name]} instead of {expect[name]}")
+    found["flagged_after"] = found.pop("flagged")
+    if "row_start" in expect:
+        found["flagged_before"] = products.flag_fractions(before, expect["row_start"], expect["n_rows"])
+    return found
