@@ -1,0 +1,33 @@
+"""The ``chunkcal`` command: what is useful outside of Snakemake."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+import chunkcal
+from chunkcal import simulate, summary
+from chunkcal.errors import UserError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one subcommand; a user's mistake ends with one line and exit status 1."""
+    parser = argparse.ArgumentParser(prog="chunkcal", description=__doc__)
+    parser.add_argument("--version", action="version", version=chunkcal.__version__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    simulate.add_arguments(
+        commands.add_parser("simulate", help="make a MeasurementSet whose sky, gains, noise and interference are known")
+    )
+    summary.add_arguments(commands.add_parser("summary", help="say what a run has made and what calibration gained"))
+    options = parser.parse_args(arguments)
+    run = {"simulate": simulate.run, "summary": summary.run}[options.command]
+    try:
+        return run(options)
+    except UserError as error:
+        print(f"chunkcal: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
