@@ -10,6 +10,7 @@ import fcntl
 import glob
 import json
 import os
+import select
 import shutil
 import signal
 import socket
@@ -64,18 +65,24 @@ def end_run() -> None:
 
 
 def stop(folder: Path) -> None:
-    """Ask the supervisor to end and wait until it has closed the socket."""
+    """Ask the supervisor to end, and return when it has; one that does not is killed with its whole session."""
+    supervisor = state.read_json(folder / "supervisor.json")
     connection = _connect(folder)
     if connection is None:
         return
+    try:
+        process = os.pidfd_open(supervisor["pid"])
+    except ProcessLookupError:
+        return
     with connection:
-        connection.settimeout(STOP_TIMEOUT_S)
         try:
             connection.sendall(b'{"do": "stop"}\n')
-            while connection.recv(4096):
-                pass
         except OSError:
             pass
+    ended = select.select([process], [], [], STOP_TIMEOUT_S)[0]
+    os.close(process)
+    if not ended:
+        os.killpg(supervisor["pid"], signal.SIGKILL)
 
 
 def _connect(folder: Path) -> socket.socket | None:

@@ -18,9 +18,10 @@ from typing import Any, BinaryIO
 from distributed import get_worker
 from distributed.core import Status
 
-from chunkcal import dp3, products
+from chunkcal import dp3, verify
 from chunkcal.cluster import guard
 from chunkcal.cluster.state import read_json
+from chunkcal.errors import UserError
 
 POLL_S = 0.2
 TAIL_LINES = 12
@@ -68,7 +69,7 @@ def run_dp3(request: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]
     try:
         work.mkdir(parents=True)
         return _run_in(work, request, settings, str(worker.name), worker.state.nthreads, wanted)
-    except (TaskError, products.ProductError, OSError) as error:
+    except (TaskError, UserError, verify.ProductError, OSError) as error:
         shutil.rmtree(work, ignore_errors=True)
         return {"error": f"{request['name']}: {error}; log: {request['log']}" + _tail(request["log"])}
     except BaseException:
@@ -88,7 +89,7 @@ def _run_in(
     (work / "parset").write_text(parset)
     command = dp3.find_command(settings["command"])
     argv = dp3.argv(command, "parset", threads)
-    environment = dp3.environment(threads, settings["command"] != "auto", settings["measures_dir"])
+    environment = os.environ | dp3.environment(threads, not dp3.is_wheel(command), settings["measures_dir"])
     start = time.time()
     with open(request["log"], "ab") as log:
         links = "".join(f"{name} -> {target}\n" for name, target in run["links"].items())
@@ -109,7 +110,7 @@ def _run_in(
         "end": time.time(),
         **(read_json(work / "usage.json") or {}),
         "dp3_version": _version(tuple(command)),
-        "verified": products.verify(work, run, request["expect"]),
+        "verified": verify.verify_product(work, run, request["expect"]),
     }
     return {"product": str(work / run["product"]), "record": record}
 

@@ -1,0 +1,33 @@
+"""Pre-process and calibrate MeasurementSets with DP3, in time chunks, on one shared dask cluster.
+
+Data flow: plan -> cluster -> preprocess -> calibrate -> merge -> apply -> fit -> join -> report.
+"""
+
+from snakemake.utils import min_version
+
+min_version("9.27")
+
+
+configfile: "config/config.yaml"
+
+
+include: "workflow/rules/common.smk"
+include: "workflow/rules/demo.smk"
+include: "workflow/rules/plan.smk"
+include: "workflow/rules/cluster.smk"
+include: "workflow/rules/preprocess.smk"
+include: "workflow/rules/calibrate.smk"
+include: "workflow/rules/merge.smk"
+include: "workflow/rules/apply.smk"
+include: "workflow/rules/fit.smk"
+include: "workflow/rules/join.smk"
+include: "workflow/rules/report.smk"
+
+
+rule all:
+    default_target: True
+    input:
+        expand(f"{OUT}/{{obs}}/{{obs}}.ms", obs=OBSERVATIONS),
+        expand(f"{OUT}/{{obs}}/solutions.h5", obs=OBSERVATIONS if CALIBRATE else []),
+        kept_chunks,
+        f"{OUT}/report.html",

@@ -1,0 +1,39 @@
+"""What a rule's script prints goes to the rule's log; what the user must know goes to the terminal as well."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from chunkcal.cluster.state import ClusterError
+from chunkcal.errors import UserError
+
+
+@contextmanager
+def rule_log(path: str) -> Iterator[None]:
+    """Send standard output and error to `path`; on failure leave one line on the terminal and exit with 1.
+
+    A mistake of the user's gets no traceback. Any other error leaves its traceback in the log, and its last line and
+    the log's path on the terminal.
+    """
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    terminal = sys.stdout, sys.stderr
+    with open(path, "w", buffering=1) as log:
+        sys.stdout = sys.stderr = log
+        try:
+            yield
+        except (UserError, ClusterError) as error:
+            message = str(error)
+        except Exception as error:
+            traceback.print_exc()
+            message = f"{type(error).__name__}: {error}; log: {Path(path).absolute()}"
+        else:
+            return
+        finally:
+            sys.stdout, sys.stderr = terminal
+        log.write(message + "\n")
+    print(f"chunkcal: {message}", file=sys.stderr)
+    sys.exit(1)

@@ -1,0 +1,20 @@
+"""Apply the merged solutions to each chunk.
+
+In: the chunk's pre-processed MeasurementSet, the merged h5parm. Out: one calibrated MeasurementSet per chunk.
+"""
+
+
+rule apply_chunk:
+    input:
+        cluster=ancient(rules.start_cluster.output[0]),
+        ms=rules.preprocess_chunk.output.product,
+        solutions=rules.merge_solutions.output[0],
+    output:
+        product=intermediate(directory(f"{OUT}/{{obs}}/apply/{{chunk}}.ms")),
+        record=f"{OUT}/{{obs}}/apply/{{chunk}}.json",
+    log:
+        "logs/apply_chunk/{obs}.{chunk}.log",
+    params:
+        request=chunk_request("apply"),
+    script:
+        "../scripts/run_chunk.py"

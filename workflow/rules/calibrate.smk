@@ -1,0 +1,20 @@
+"""Solve for the gains of each chunk with DDECal, against the observation's sky model.
+
+In: the chunk's pre-processed MeasurementSet, the sky model. Out: one h5parm per chunk, and its record.
+"""
+
+
+rule calibrate_chunk:
+    input:
+        cluster=ancient(rules.start_cluster.output[0]),
+        ms=rules.preprocess_chunk.output.product,
+        sky_model=lambda wildcards: OBSERVATIONS[wildcards.obs]["sky_model"],
+    output:
+        product=intermediate(f"{OUT}/{{obs}}/calibrate/{{chunk}}.h5"),
+        record=f"{OUT}/{{obs}}/calibrate/{{chunk}}.json",
+    log:
+        "logs/calibrate_chunk/{obs}.{chunk}.log",
+    params:
+        request=chunk_request("calibrate"),
+    script:
+        "../scripts/run_chunk.py"

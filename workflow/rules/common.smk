@@ -1,0 +1,104 @@
+"""Configuration, observations, the plan, and the life of the shared cluster; no rules.
+
+Everything here is evaluated by each Snakemake process of a run, so it imports nothing that is slow to import.
+"""
+
+import sys
+from functools import lru_cache
+
+from chunkcal import requests
+from chunkcal.cluster import client
+from chunkcal.config import load_schema, validate
+from chunkcal.errors import UserError
+from chunkcal.inputs import resolve_observations
+
+try:
+    config = validate(config, load_schema(workflow.source_path("../schemas/config.schema.yaml")))
+    OBSERVATIONS = {row["obs"]: row for row in resolve_observations(config)}
+except UserError as error:
+    sys.exit(f"chunkcal: {error}")
+
+OUT = config["output_dir"].rstrip("/") or "/"
+CALIBRATE = config["calibrate"] is not None
+# Chunks that fit_chunk looks at, spread over the observation: enough for a figure, cheap beside the calibration.
+FIT_CHUNKS = 4
+
+
+wildcard_constraints:
+    obs=r"[A-Za-z0-9_+][A-Za-z0-9_.+-]*",
+    chunk=r"t\d+",
+
+
+def intermediate(path):
+    """Mark a chunk product as one that goes away as soon as nothing needs it, unless the user keeps chunks."""
+    return path if config["keep_chunks"] else temp(path)
+
+
+@lru_cache(maxsize=1)
+def load_plan(path):
+    """Read the plan, once per process."""
+    return requests.load_plan(path)
+
+
+def plan_of(obs):
+    """Return the plan of one observation; the DAG behind it is built when the plan exists."""
+    return load_plan(checkpoints.plan_chunks.get().output.plan)[obs]
+
+
+def chunk_names(obs):
+    """Name the chunks of an observation in time order."""
+    return [chunk["name"] for chunk in plan_of(obs)["chunks"]]
+
+
+def fit_chunk_names(obs):
+    """Name the few chunks, spread over the observation, that the fit to the model is measured on."""
+    names = chunk_names(obs)
+    step = max(1, -(-len(names) // FIT_CHUNKS))
+    return names[::step]
+
+
+def chunk_request(stage):
+    """Return the params function of a chunk rule: the DP3 run of this stage for the chunk, and what to expect of it."""
+    return lambda wildcards: requests.chunk_request(plan_of(wildcards.obs), stage, wildcards.chunk)
+
+
+def step_files(wildcards):
+    """List the files that the steps of the pre-processing name: solutions, sky models, strategies."""
+    return requests.step_files(plan_of(wildcards.obs))
+
+
+def kept_chunks(wildcards):
+    """List the chunk products that are guaranteed to exist: none, unless the user keeps them."""
+    if not config["keep_chunks"]:
+        return []
+    stages = {"preprocess": "ms", "calibrate": "h5", "apply": "ms"} if CALIBRATE else {"preprocess": "ms"}
+    return [
+        f"{OUT}/{obs}/{stage}/{chunk}.{suffix}"
+        for obs in OBSERVATIONS
+        for chunk in chunk_names(obs)
+        for stage, suffix in stages.items()
+    ]
+
+
+def cluster_settings():
+    """Resolve what the cluster section leaves to the machine: as many slots as the cores given to snakemake allow."""
+    settings = dict(config["cluster"])
+    if settings["n_slots"] == "auto":
+        settings["n_slots"] = max(1, (workflow.cores or 1) // settings["threads_per_slot"])
+    return settings
+
+
+onstart:
+    # Snakemake 9.27 starts a timer thread at each scheduling step that starts another one: time per job grows without
+    # bound. Without a job rate limit there is no timer.
+    if getattr(workflow.scheduler, "job_rate_limiter", None) is not None:
+        workflow.scheduler.job_rate_limiter = None
+    client.begin_run({"cluster": cluster_settings(), "dp3": config["dp3"]}, log="logs/cluster.log")
+
+
+onsuccess:
+    client.end_run()
+
+
+onerror:
+    client.end_run()

@@ -1,0 +1,21 @@
+"""Measure, on a few chunks, how well the data fit the sky model before and after calibration.
+
+In: a chunk before and after apply, the sky model. Out: <obs>/fit/<chunk>.json with the residuals.
+"""
+
+
+rule fit_chunk:
+    input:
+        cluster=ancient(rules.start_cluster.output[0]),
+        ms=rules.preprocess_chunk.output.product,
+        corrected=rules.apply_chunk.output.product,
+        sky_model=lambda wildcards: OBSERVATIONS[wildcards.obs]["sky_model"],
+    output:
+        product=f"{OUT}/{{obs}}/fit/{{chunk}}.fit.json",
+        record=f"{OUT}/{{obs}}/fit/{{chunk}}.json",
+    log:
+        "logs/fit_chunk/{obs}.{chunk}.log",
+    params:
+        request=chunk_request("fit"),
+    script:
+        "../scripts/run_chunk.py"

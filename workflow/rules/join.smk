@@ -1,0 +1,24 @@
+"""Join the chunks of an observation into one physical MeasurementSet.
+
+In: the calibrated chunks, or the pre-processed ones where nothing is solved for. Out: <obs>/<obs>.ms.
+"""
+
+
+rule join_chunks:
+    input:
+        lambda wildcards: expand(
+            (rules.apply_chunk if CALIBRATE else rules.preprocess_chunk).output.product,
+            obs=wildcards.obs,
+            chunk=chunk_names(wildcards.obs),
+        ),
+    output:
+        directory(f"{OUT}/{{obs}}/{{obs}}.ms"),
+    log:
+        "logs/join_chunks/{obs}.log",
+    benchmark:
+        "benchmarks/join_chunks/{obs}.tsv"
+    params:
+        expects=lambda wildcards: requests.join_expects(plan_of(wildcards.obs)),
+        times=lambda wildcards: requests.join_times(plan_of(wildcards.obs)),
+    script:
+        "../scripts/join_chunks.py"

@@ -1,0 +1,20 @@
+"""Run the pre-processing steps on each time chunk of the raw data.
+
+In: the raw MeasurementSet (read only). Out: one MeasurementSet per chunk, and the record of how it was made.
+"""
+
+
+rule preprocess_chunk:
+    input:
+        cluster=ancient(rules.start_cluster.output[0]),
+        ms=lambda wildcards: ancient(OBSERVATIONS[wildcards.obs]["ms"]),
+        files=step_files,
+    output:
+        product=intermediate(directory(f"{OUT}/{{obs}}/preprocess/{{chunk}}.ms")),
+        record=f"{OUT}/{{obs}}/preprocess/{{chunk}}.json",
+    log:
+        "logs/preprocess_chunk/{obs}.{chunk}.log",
+    params:
+        request=chunk_request("preprocess"),
+    script:
+        "../scripts/run_chunk.py"

@@ -1,0 +1,32 @@
+"""Write the page that a person looks at.
+
+In: the plan, the records of all chunks, the fits, the merged solutions. Out: report.html.
+"""
+
+
+rule write_report:
+    input:
+        plan=rules.plan_chunks.output.plan,
+        records=lambda wildcards: [
+            f"{OUT}/{obs}/{stage}/{chunk}.json"
+            for obs in OBSERVATIONS
+            for stage in (("preprocess", "calibrate", "apply") if CALIBRATE else ("preprocess",))
+            for chunk in chunk_names(obs)
+        ],
+        fits=lambda wildcards: [
+            f"{OUT}/{obs}/fit/{chunk}.fit.json"
+            for obs in (OBSERVATIONS if CALIBRATE else [])
+            for chunk in fit_chunk_names(obs)
+        ],
+        solutions=expand(rules.merge_solutions.output, obs=OBSERVATIONS if CALIBRATE else []),
+        ms=expand(rules.join_chunks.output, obs=OBSERVATIONS),
+    output:
+        report(f"{OUT}/report.html", caption="../report/summary.rst"),
+    log:
+        "logs/write_report.log",
+    benchmark:
+        "benchmarks/write_report.tsv"
+    params:
+        settings={key: config[key] for key in ("chunks", "preprocess", "calibrate", "apply")},
+    script:
+        "../scripts/write_report.py"

@@ -1,0 +1,8 @@
+"""Read the observations and cut them into chunks."""
+
+from chunkcal.logs import rule_log
+from chunkcal.plan import make_plan
+
+with rule_log(snakemake.log[0]):
+    plan = make_plan(snakemake.params.observations, snakemake.params.sections)
+    plan.write(table=snakemake.output.table, plan=snakemake.output.plan)

@@ -1,0 +1,15 @@
+"""Write the report of the run."""
+
+from chunkcal.logs import rule_log
+from chunkcal.report import write_report
+
+with rule_log(snakemake.log[0]):
+    write_report(
+        plan=snakemake.input.plan,
+        records=snakemake.input.records,
+        fits=snakemake.input.get("fits", []),
+        solutions=snakemake.input.get("solutions", []),
+        measurement_sets=snakemake.input.ms,
+        settings=snakemake.params.settings,
+        output=snakemake.output[0],
+    )
