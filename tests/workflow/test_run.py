@@ -1,0 +1,234 @@
+"""What a user sees of a run: resume, failures, strange names, nothing left behind, nothing touched."""
+
+import hashlib
+import json
+import shutil
+import stat
+import sys
+from pathlib import Path
+
+import pytest
+
+from chunkcal.simulate import Simulation, simulate
+from pipeline import assert_same_bits, columns, jobs_of, must_run, snakemake, solutions
+from tiny_ms import DP3, dp3_environment
+
+SETTINGS = Simulation("lofar", n_stations=5, n_slots=24, n_channels=8, rfi=0.0)
+CALIBRATE = {
+    "sky_model": "{ms_dir}/{obs}.skymodel",
+    "solves": [{"mode": "diagonal", "solint_s": 16}],
+}
+STEPS = [{"PreFlagger": {"baseline": "*&&&"}}, {"Averager": {"timestep": 2}}]
+
+
+def config(ms, **changes):
+    return {
+        "input": [str(ms)],
+        "preprocess": {"steps": STEPS},
+        "calibrate": CALIBRATE,
+        "chunks": {"n_slots": 8},
+        "cluster": {"n_slots": 2},
+    } | changes
+
+
+def digest(folder):
+    """Digest of a tree: names, sizes and contents of all files."""
+    whole = hashlib.sha256()
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        whole.update(f"{path.relative_to(folder)} {path.stat().st_size}\n".encode() + path.read_bytes())
+    return whole.hexdigest()
+
+
+def processes_of(folder):
+    """List the processes of runs in `folder`, by the working folder that their state file names."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (process / "environ").read_bytes().split(b"\0")
+            mark = next((word for word in words if word.startswith(b"CHUNKCAL_RUN=")), None)
+            if mark and (process / "cwd").resolve().is_relative_to(folder):
+                found.append(int(process.name))
+        except OSError:
+            continue
+    return found
+
+
+@pytest.fixture(scope="module")
+def ms(tmp_path_factory):
+    return simulate(SETTINGS, tmp_path_factory.mktemp("data") / "obs.ms").ms
+
+
+@pytest.fixture(scope="module")
+def finished(ms, tmp_path_factory):
+    """A finished run that has kept its chunks; tests copy it."""
+    folder = tmp_path_factory.mktemp("finished")
+    before = digest(Path(ms))
+    output = must_run(folder, config(ms, keep_chunks=True))
+    assert digest(Path(ms)) == before
+    return folder, output
+
+
+@pytest.fixture
+def again(finished, tmp_path):
+    folder = tmp_path / "again"
+    shutil.copytree(finished[0], folder, symlinks=True)
+    return folder
+
+
+def test_products(finished):
+    folder, output = finished
+    results = folder / "results"
+    assert {path.name for path in (results / "obs").iterdir()} == {
+        *("preprocess", "calibrate", "apply", "fit", "solutions.h5", "obs.ms")
+    }
+    assert jobs_of(output)["preprocess_chunk"] == 3
+    assert not list(folder.rglob("*.tmp-*"))
+    assert processes_of(folder) == []
+    record = json.loads((results / "obs/preprocess/t0001.json").read_text())
+    assert record["threads"] == 1
+    assert "numthreads=1" in record["argv"]
+    assert record["verified"]["n_slots"] == 4
+
+
+def test_nothing_to_be_done(again, ms):
+    log = again / "logs/cluster.log"
+    before = log.read_text()
+    assert "Nothing to be done" in must_run(again, config(ms, keep_chunks=True))
+    assert log.read_text() == before  # no cluster was started
+
+
+def test_number_of_slots_is_no_reason_to_run_chunks_again(again, ms):
+    output = must_run(again, config(ms, keep_chunks=True, cluster={"n_slots": 1}))
+    assert set(jobs_of(output)) <= {"start_cluster", "all"}
+
+
+def test_only_what_depends_on_a_deleted_chunk_is_made_again(again, ms):
+    shutil.rmtree(again / "results/obs/apply/t0001.ms")
+    jobs = jobs_of(must_run(again, config(ms, keep_chunks=True)))
+    jobs.pop("all", None)
+    assert jobs == {"apply_chunk": 1, "fit_chunk": 1, "join_chunks": 1, "write_report": 1}
+
+    (again / "results/obs/calibrate/t0002.h5").unlink()
+    before = solutions(again / "results/obs/solutions.h5")
+    jobs = jobs_of(must_run(again, config(ms, keep_chunks=True)))
+    jobs.pop("all", None)
+    assert jobs.pop("fit_chunk") == 3
+    assert jobs == {"calibrate_chunk": 1, "merge_solutions": 1, "apply_chunk": 3, "join_chunks": 1, "write_report": 1}
+    assert_same_bits(solutions(again / "results/obs/solutions.h5"), before)
+
+
+def test_intermediates_go_away_and_two_runs_give_the_same_bytes(finished, ms, tmp_path):
+    for n_slots in (1, 4):
+        folder = tmp_path / str(n_slots)
+        must_run(folder, config(ms, cluster={"n_slots": n_slots}))
+        results = folder / "results/obs"
+        assert not list(results.glob("*/*.ms"))
+        assert not list(results.glob("*/*.h5"))
+        assert (results / "solutions.h5").read_bytes() == (finished[0] / "results/obs/solutions.h5").read_bytes()
+        assert_same_bits(columns(results / "obs.ms"), columns(finished[0] / "results/obs/obs.ms"))
+        assert "Nothing to be done" in must_run(folder, config(ms, cluster={"n_slots": n_slots}))
+
+
+def test_pre_processing_alone(ms, tmp_path):
+    output = must_run(tmp_path, config(ms, calibrate=None))
+    assert not {"calibrate_chunk", "merge_solutions", "apply_chunk", "fit_chunk"} & set(jobs_of(output))
+    assert columns(tmp_path / "results/obs/obs.ms")["DATA"].shape[0] == 12 * 15
+
+
+def test_threads_of_a_slot_are_those_of_dp3(ms, tmp_path):
+    must_run(tmp_path, config(ms, calibrate=None, cluster={"threads_per_slot": 2}), cores=4)
+    record = json.loads((tmp_path / "results/obs/preprocess/t0000.json").read_text())
+    assert "numthreads=2" in record["argv"]
+    assert json.loads((tmp_path / "results/cluster.json").read_text())["n_slots"] == "auto"
+    assert "2 slot(s) of 2 thread(s)" in (tmp_path / "logs/cluster.log").read_text()
+
+
+def test_paths_with_spaces_quotes_and_other_letters(ms, tmp_path):
+    folder = tmp_path / 'a b\'s "c" ünï'
+    folder.mkdir()
+    strange = folder / "my 'first' obs;$(x).ms"
+    shutil.copytree(ms, strange)
+    shutil.copy(ms.with_suffix(".skymodel"), folder / "sky #1 = 'x'.skymodel")
+    changes = {"calibrate": CALIBRATE | {"sky_model": str(folder / "sky #1 = 'x'.skymodel")}}
+    must_run(folder / "run here", config(strange, **changes))
+    assert (folder / "run here/results/my__first__obs___x_/my__first__obs___x_.ms/table.dat").exists()
+
+
+def test_input_may_be_read_only(ms, tmp_path):
+    copy = tmp_path / "obs.ms"
+    shutil.copytree(ms, copy)
+    shutil.copy(ms.with_suffix(".skymodel"), tmp_path)
+    for path in [*copy.rglob("*"), copy]:
+        path.chmod(path.stat().st_mode & ~(stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH))
+    before = digest(copy)
+    try:
+        must_run(tmp_path / "run", config(copy))
+        assert digest(copy) == before
+    finally:
+        for path in [copy, *copy.rglob("*")]:
+            path.chmod(path.stat().st_mode | stat.S_IWUSR)
+
+
+def dp3_that(folder, script):
+    """Make a DP3 that runs `script` before the real one, with the parset in $1."""
+    path = folder / "DP3"
+    measures = dp3_environment()["AIPSPATH"]  # a user's own DP3 brings its own
+    path.write_text(f'#!/bin/sh\n{script}\nexport AIPSPATH={measures}\nexec {sys.executable} {DP3} "$@"\n')
+    path.chmod(0o755)
+    return str(path)
+
+
+def test_dp3_that_fails_is_reported_with_chunk_status_and_log(ms, tmp_path):
+    # The second chunk starts 8 slots of 4 s after 23:00:00.
+    script = 'grep -q "starttime=2024/03/14/23:00:3" "$1" && { echo "no such luck"; exit 3; }'
+    broken = config(ms, calibrate=None, dp3={"command": dp3_that(tmp_path, script)})
+    done = snakemake(tmp_path / "run", broken)
+    assert done.returncode != 0
+    lines = [line for line in done.stdout.splitlines() if line.startswith("chunkcal: preprocess obs t0001")]
+    assert len(lines) == 1, done.stdout
+    assert "exit status 3" in lines[0]
+    log = tmp_path / "run/logs/preprocess_chunk/obs.t0001.log"
+    assert str(log) in lines[0]
+    assert "    no such luck" in done.stdout.splitlines()
+    assert "no such luck" in log.read_text()
+    results = tmp_path / "run/results/obs"
+    assert not (results / "preprocess/t0001.ms").exists()
+    assert not (results / "obs.ms").exists()
+    assert (results / "preprocess/t0000.ms").exists()
+    assert not list(results.rglob("*.tmp-*"))
+    assert processes_of(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        ("rm -rf out.ms; exit 0", "out.ms"),
+        ('sed -i "s/msin.ntimes=8/msin.ntimes=6/" "$1"', "time slots"),
+    ],
+)
+def test_dp3_that_lies_is_not_believed(ms, tmp_path, damage, words):
+    broken = config(ms, calibrate=None, dp3={"command": dp3_that(tmp_path, damage)})
+    done = snakemake(tmp_path / "run", broken)
+    assert done.returncode != 0
+    assert words in done.stdout
+    assert not list((tmp_path / "run/results").rglob("*.ms"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"chunk": 3}, "chunk: no such key; did you mean chunks?"),
+        ({"input": "nowhere/*.ms"}, "no MeasurementSet matches 'nowhere/*.ms'"),
+        ({"preprocess": {"steps": [{"Averagr": {}}]}}, "did you mean averager?"),
+        ({"preprocess": {"steps": [{"ApplyCal": {"parmdb": "no.h5"}}]}}, "no.h5"),
+        ({"calibrate": {"sky_model": "nosuch.txt", "solves": CALIBRATE["solves"]}}, "nosuch.txt"),
+        ({"preprocess": {"steps": [{"MadFlagger": {"timewindow": 5}}]}}, "allow_approximate"),
+    ],
+)
+def test_mistakes_get_one_line_and_leave_nothing(ms, tmp_path, changes, words):
+    done = snakemake(tmp_path, config(ms, **changes))
+    assert done.returncode != 0
+    assert words in done.stdout
+    assert "Traceback" not in done.stdout
+    assert not list(tmp_path.rglob("*.ms"))
+    assert not list(tmp_path.rglob("*.h5"))
