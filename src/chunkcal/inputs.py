@@ -19,8 +19,8 @@ def resolve_observations(config: dict[str, Any]) -> list[dict[str, str | None]]:
     Returns
     -------
     list of dict
-        ``obs`` (name), ``ms`` (absolute path) and ``sky_model`` (absolute path, or None without calibration),
-        in the order of the configuration; the matches of one glob are sorted by name.
+        ``obs`` (name), ``ms`` (path) and ``sky_model`` (path, or None without calibration), in the order of the
+        configuration; the matches of one glob are sorted by name. Relative paths stay relative.
 
     Raises
     ------
@@ -31,11 +31,11 @@ def resolve_observations(config: dict[str, Any]) -> list[dict[str, str | None]]:
         rows = _from_sheet(config["observations"])
     else:
         rows = [{"ms": path} for path in _expand(config["input"])]
-    base = config["extra_inputs_dir"] or "."
+    base = config["extra_inputs_dir"] or ""
     default_model = config["calibrate"]["sky_model"] if config["calibrate"] else None
     observations: dict[str, dict[str, str | None]] = {}
     for row in rows:
-        ms = os.path.abspath(row["ms"])
+        ms = os.path.normpath(row["ms"])
         obs = row.get("obs") or observation_name(ms)
         if obs in observations:
             raise UserError(
@@ -44,8 +44,8 @@ def resolve_observations(config: dict[str, Any]) -> list[dict[str, str | None]]:
             )
         model = (row.get("sky_model") or default_model) if default_model else None
         if model is not None:
-            model = model.replace("{obs}", obs).replace("{ms_dir}", os.path.dirname(ms))
-            model = os.path.abspath(os.path.join(base, os.path.expanduser(model)))
+            model = model.replace("{obs}", obs).replace("{ms_dir}", os.path.dirname(ms) or ".")
+            model = os.path.normpath(os.path.join(base, os.path.expanduser(model)))
         observations[obs] = {"obs": obs, "ms": ms, "sky_model": model}
     return list(observations.values())
 
