@@ -14,6 +14,8 @@ rule apply_chunk:
         record=f"{OUT}/{{obs}}/apply/{{chunk}}.json",
     log:
         "logs/apply_chunk/{obs}.{chunk}.log",
+    conda:
+        "../envs/chunkcal.yaml"
     params:
         request=chunk_request("apply"),
     script:

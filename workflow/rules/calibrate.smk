@@ -14,6 +14,8 @@ rule calibrate_chunk:
         record=f"{OUT}/{{obs}}/calibrate/{{chunk}}.json",
     log:
         "logs/calibrate_chunk/{obs}.{chunk}.log",
+    conda:
+        "../envs/chunkcal.yaml"
     params:
         request=chunk_request("calibrate"),
     script:

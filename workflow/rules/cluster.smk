@@ -10,6 +10,8 @@ rule start_cluster:
         f"{OUT}/cluster.json",
     log:
         "logs/start_cluster.log",
+    conda:
+        "../envs/chunkcal.yaml"
     params:
         wanted=config["cluster"],
     script:

@@ -18,7 +18,7 @@ try:
 except UserError as error:
     sys.exit(f"chunkcal: {error}")
 
-OUT = config["output_dir"].rstrip("/") or "/"
+OUT = config["output_dir"].rstrip("/")
 CALIBRATE = config["calibrate"] is not None
 # Chunks that fit_chunk looks at, spread over the observation: enough for a figure, cheap beside the calibration.
 FIT_CHUNKS = 4

@@ -36,9 +36,11 @@ rule simulate_demo:
         truth="demo/{demo}.truth.h5",
     log:
         "logs/simulate_demo/{demo}.log",
-    params:
-        settings=lambda wildcards: DEMO[wildcards.demo],
     wildcard_constraints:
         demo="lofar|meerkat",
+    conda:
+        "../envs/chunkcal.yaml"
+    params:
+        settings=lambda wildcards: DEMO[wildcards.demo],
     script:
         "../scripts/simulate_demo.py"

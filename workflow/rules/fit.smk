@@ -15,6 +15,8 @@ rule fit_chunk:
         record=f"{OUT}/{{obs}}/fit/{{chunk}}.json",
     log:
         "logs/fit_chunk/{obs}.{chunk}.log",
+    conda:
+        "../envs/chunkcal.yaml"
     params:
         request=chunk_request("fit"),
     script:

@@ -17,6 +17,8 @@ rule join_chunks:
         "logs/join_chunks/{obs}.log",
     benchmark:
         "benchmarks/join_chunks/{obs}.tsv"
+    conda:
+        "../envs/chunkcal.yaml"
     params:
         expects=lambda wildcards: requests.join_expects(plan_of(wildcards.obs)),
         times=lambda wildcards: requests.join_times(plan_of(wildcards.obs)),

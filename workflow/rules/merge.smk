@@ -15,6 +15,8 @@ rule merge_solutions:
         "logs/merge_solutions/{obs}.log",
     benchmark:
         "benchmarks/merge_solutions/{obs}.tsv"
+    conda:
+        "../envs/chunkcal.yaml"
     params:
         grid=lambda wildcards: requests.solution_grid(plan_of(wildcards.obs)),
     script:

@@ -13,6 +13,8 @@ checkpoint plan_chunks:
         plan=f"{OUT}/plan/observations.json",
     log:
         "logs/plan_chunks.log",
+    conda:
+        "../envs/chunkcal.yaml"
     params:
         observations=list(OBSERVATIONS.values()),
         sections={key: config[key] for key in ("chunks", "preprocess", "calibrate", "apply", "extra_inputs_dir", "dp3")},

@@ -14,6 +14,8 @@ rule preprocess_chunk:
         record=f"{OUT}/{{obs}}/preprocess/{{chunk}}.json",
     log:
         "logs/preprocess_chunk/{obs}.{chunk}.log",
+    conda:
+        "../envs/chunkcal.yaml"
     params:
         request=chunk_request("preprocess"),
     script:

@@ -12,6 +12,11 @@ rule write_report:
             for obs in OBSERVATIONS
             for stage in (("preprocess", "calibrate", "apply") if CALIBRATE else ("preprocess",))
             for chunk in chunk_names(obs)
+        ]
+        + [
+            f"{OUT}/{obs}/fit/{chunk}.json"
+            for obs in (OBSERVATIONS if CALIBRATE else [])
+            for chunk in fit_chunk_names(obs)
         ],
         fits=lambda wildcards: [
             f"{OUT}/{obs}/fit/{chunk}.fit.json"
@@ -26,6 +31,8 @@ rule write_report:
         "logs/write_report.log",
     benchmark:
         "benchmarks/write_report.tsv"
+    conda:
+        "../envs/chunkcal.yaml"
     params:
         settings={key: config[key] for key in ("chunks", "preprocess", "calibrate", "apply")},
     script:
