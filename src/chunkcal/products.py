@@ -103,8 +103,8 @@ def flag_fractions(path: str | os.PathLike, row_start: int = 0, n_rows: int | No
     Returns
     -------
     dict
-        total: flagged / all visibilities of these rows; stations: by name, the same over all cross-correlations
-        with that station (stations that have none are left out).
+        total: flagged / all cross-correlations of these rows; stations: by name, the same over those with that
+        station (stations that have none are left out).
 
     Raises
     ------
@@ -273,19 +273,17 @@ def _flag_fractions(table: ct.table, path: str | os.PathLike, row_start: int, n_
         names = antennas.getcol("NAME") if antennas.nrows() else []
     flagged = np.zeros(len(names))
     counted = np.zeros(len(names))
-    total = size = 0
     cell = int(np.prod(np.shape(_column(table, path, "FLAG", row_start, 1))[1:])) if n_rows else 1
     step = max(1, _BLOCK_BYTES // max(1, cell))
     for start in range(row_start, row_start + n_rows, step):
         n = min(step, row_start + n_rows - start)
         per_row = np.count_nonzero(_column(table, path, "FLAG", start, n), axis=(1, 2))
-        total, size = total + int(per_row.sum()), size + n * cell
         first, second = (_column(table, path, name, start, n) for name in ("ANTENNA1", "ANTENNA2"))
         cross = first != second
         for stations in (first[cross], second[cross]):
             flagged += np.bincount(stations, per_row[cross], len(names))
             counted += np.bincount(stations, None, len(names)) * cell
     return {
-        "total": total / max(1, size),
+        "total": float(flagged.sum() / max(1, counted.sum())),
         "stations": {name: float(f / c) for name, f, c in zip(names, flagged, counted, strict=True) if c},
     }

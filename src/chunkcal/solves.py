@@ -169,7 +169,9 @@ def _whole(where: str, wanted: float, step: float, unit: str, things: str, notes
     """Round to whole steps, at least one, and say so if that changes much."""
     n = max(1, math.floor(wanted / step + 0.5))
     if abs(n * step - wanted) > 0.01 * wanted:
-        notes.append(f"{where}: {wanted:g} {unit} became {n} {things} of {step:.6g} {unit}, {n * step:.6g} {unit}")
+        notes.append(
+            f"{where}: {wanted:g} {unit} is rounded to {n} {things} of {step:.6g} {unit}: {n * step:.6g} {unit}"
+        )
     return n
 
 

@@ -1,0 +1,430 @@
+"""The page that a person looks at after a run: one self-contained HTML file.
+
+Everything is inline, there is no script, and the same run gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import base64
+import datetime
+import json
+import os
+import statistics
+import sys
+import uuid
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+import chunkcal
+from chunkcal import h5parm, plots
+from chunkcal.errors import UserError
+from chunkcal.plots import Picture, Span
+from chunkcal.requests import STAGES
+from chunkcal.results import Clock, Flags, Result, Run, collect
+from chunkcal.summary import gain_text, percent
+
+_MJD_0 = datetime.datetime(1858, 11, 17, tzinfo=datetime.UTC)
+_UNIX_0 = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
+_MAX_PICTURE_BYTES = 24 << 20  # of the page; the solutions of further observations are not drawn
+_MAX_DIRECTIONS = 8  # pictures per solution table
+_ROWS_PER_TABLE = 21  # at most; stations stand side by side in as many tables as needed
+_SCALES = (0.05, 0.1, 0.2, 0.5, 1.0)  # flagged fractions that bars may reach to
+_HIGH = 0.5  # flagged fraction from which on a station is named
+_LONG = 60  # characters of a parameter's value; the whole stands in the list of DP3 parameters
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A picture of the page with its words."""
+
+    title: str
+    alt: str
+    caption: str
+    picture: Picture
+
+
+@dataclass
+class _Budget:
+    left: int = _MAX_PICTURE_BYTES
+
+
+def write_report(
+    plan: str | os.PathLike,
+    records: Iterable[str | os.PathLike],
+    fits: Iterable[str | os.PathLike],
+    solutions: Iterable[str | os.PathLike],
+    measurement_sets: Iterable[str | os.PathLike],
+    settings: Mapping[str, Any],
+    output: str | os.PathLike,
+) -> None:
+    """Write the report of a run; it appears under its name only when it is whole.
+
+    Parameters
+    ----------
+    plan, records, fits, solutions, measurement_sets
+        As `results.collect`. What is missing or unreadable is said on the page.
+    settings
+        Sections of the configuration, shown as they are.
+    output
+        The HTML file.
+
+    Raises
+    ------
+    UserError
+        The plan cannot be read.
+    """
+    page = render(collect(plan, records, fits, solutions, measurement_sets), settings)
+    output = Path(output)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    temporary = output.with_name(f"{output.name}.tmp-{uuid.uuid4().hex[:8]}")
+    try:
+        temporary.write_text(page, encoding="utf-8")
+        temporary.replace(output)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def render(run: Run, settings: Mapping[str, Any]) -> str:
+    """Make the page."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"percent": percent, "data_uri": _data_uri, "duration": duration, "size": size}
+    budget = _Budget()
+    return environment.get_template("report.html.j2").render(
+        observations=[_observation(result, budget) for result in run.observations.values()],
+        timings=_timings(run),
+        settings=json.dumps(settings, indent=1, ensure_ascii=False, default=str),
+        versions=_versions(run),
+        light=plots.LIGHT,
+        dark=plots.DARK,
+    )
+
+
+# ---- one observation ------------------------------------------------------------------------------------
+
+
+def _observation(result: Result, budget: _Budget) -> dict[str, Any]:
+    factor = result.fit.factor if result.fit else None
+    tone = "neutral" if factor is None else "good" if factor >= 1 else "bad"
+    if result.is_calibrated and factor is None:
+        tone = "bad"
+    figures, notes = _solution_figures(result, budget)
+    return {
+        "name": result.name,
+        "tone": tone,
+        "gain": gain_text(result),
+        "fit": result.fit,
+        "raw": result.flags.get("raw", Flags()).fraction,
+        "final": result.final.fraction if result.final else None,
+        "exactness": _exactness(result.plan),
+        "outputs": [(name, _absolute(path)) for name, path in _outputs(result)],
+        "notes": result.plan["notes"],
+        "problems": _shortened(result.problems),
+        "facts": _facts(result),
+        "chunks": _chunks(result.plan),
+        "steps": _steps(result.plan),
+        "parsets": [(stage, result.plan["runs"][stage]) for stage in STAGES if result.plan["runs"].get(stage)],
+        "flags": _flag_tables(result),
+        "figures": figures,
+        "figure_notes": notes,
+    }
+
+
+def _outputs(result: Result) -> list[tuple[str, Path | None]]:
+    data = ("calibrated data" if result.is_calibrated else "pre-processed data", result.ms)
+    return [data, ("solutions", result.solutions)] if result.is_calibrated else [data]
+
+
+def _absolute(path: Path | None) -> str | None:
+    return None if path is None else os.path.abspath(path)
+
+
+def _shortened(problems: Sequence[str], n: int = 5) -> list[str]:
+    more = [f"and {len(problems) - n} more like these"] if len(problems) > n else []
+    return [*problems[:n], *more]
+
+
+def _exactness(plan: Mapping[str, Any]) -> dict[str, Any]:
+    unit = plan["unit"]
+    if not plan["exact"]:
+        return {"exact": False, "text": "APPROXIMATE", "reasons": unit["inexact"]}
+    text = "exact: chunks give what one run over the whole observation gives"
+    if unit["rounding"]:
+        return {"exact": True, "text": f"{text}, up to rounding", "reasons": unit["rounding"]}
+    return {"exact": True, "text": f"{text}, bit for bit", "reasons": []}
+
+
+def _facts(result: Result) -> list[tuple[str, str, str]]:
+    """Name what went in and what came out."""
+    seen, data = result.plan["observation"], result.plan["data"]
+    end = seen["first_time"] + (seen["n_slots"] - 0.5) * seen["interval_s"]
+    begin = seen["first_time"] - 0.5 * seen["interval_s"]
+    lost = sum(stop - start for start, stop in seen["missing"])
+    gaps = f"{len(seen['missing'])} ({lost} of {seen['n_slots']} slots)" if lost else "none"
+    first, last = seen["first_frequency_hz"] / 1e6, seen["last_frequency_hz"] / 1e6
+    return [
+        ("path", seen["ms"], _absolute(result.ms) or "missing"),
+        ("size", size(seen["size_bytes"]), size(_size_of(result.ms)) if result.ms else "–"),
+        ("telescope", seen["telescope"], ""),
+        ("field", ", ".join(seen["fields"]), ""),
+        ("start (UTC)", _utc(_MJD_0, begin), ""),
+        ("length", duration(end - begin), ""),
+        ("time slots", _times(seen), _times(data)),
+        ("channels", _channels(seen), _channels(data)),
+        ("band", f"{first:.3f} to {last:.3f} MHz", ""),
+        ("correlations", str(seen["n_correlations"]), str(data["n_correlations"])),
+        ("stations", str(len(seen["stations"])), ""),
+        ("baselines", str(seen["n_baselines"]), str(data["n_baselines"] or "chosen by DP3")),
+        ("gaps in time", gaps, ""),
+    ]
+
+
+def _times(grid: Mapping[str, Any]) -> str:
+    return f"{grid['n_slots']} × {grid['interval_s']:.4g} s"
+
+
+def _channels(band: Mapping[str, Any]) -> str:
+    n = band["n_channels"] or "chosen by DP3:"
+    return f"{n} × {band['channel_width_hz'] / 1e3:.4g} kHz"
+
+
+def _chunks(plan: Mapping[str, Any]) -> dict[str, Any]:
+    lengths = [chunk["n_slots"] for chunk in plan["chunks"]]
+    interval = plan["observation"]["interval_s"]
+    usual = max(lengths, default=0)
+    odd = Counter(n for n in lengths if n != usual)
+    text = f"{len(lengths)} of {usual} slots ({duration(usual * interval)})"
+    if odd:
+        text += "; " + ", ".join(f"{count} of {n} slots" for n, count in sorted(odd.items())[:4]) + " among them"
+    return {
+        "text": text,
+        "unit": f"{plan['unit']['n_slots']} slots",
+        "reasons": [reason for reason, _ in plan["unit"]["reasons"]],
+    }
+
+
+def _steps(plan: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
+    """Name the DP3 steps of each stage with their parameters, in short."""
+    stages = []
+    for stage in STAGES:
+        run = plan["runs"].get(stage)
+        if not run:
+            continue
+        steps = []
+        for name in run["parset"].get("steps", "").strip("[]").split(","):
+            own = {k[len(name) + 1 :]: v for k, v in run["parset"].items() if name and k.startswith(f"{name}.")}
+            kind = own.pop("type", name)
+            shown = [f"{k} {v if len(v) <= _LONG else '…'}" for k, v in own.items()]
+            steps.append(f"{kind} ({', '.join(shown)})" if shown else kind)
+        stages.append((stage, [step for step in steps if step] or ["copy"]))
+    return stages
+
+
+# ---- flags ----------------------------------------------------------------------------------------------
+
+
+def _flag_tables(result: Result) -> dict[str, Any] | None:
+    """Put flagged fractions of stations into tables that stand side by side."""
+    columns = [name for name in ("raw", "preprocess", "apply") if name in result.flags]
+    if not columns:
+        return None
+    known = list(result.plan["observation"]["stations"])
+    found = dict.fromkeys(known) | dict.fromkeys(name for key in columns for name in result.flags[key].stations)
+    rows = [(name, [result.flags[key].of(name) for key in columns]) for name in found]
+    rows = [row for row in rows if any(value is not None for value in row[1])]
+    final = [(name, values[-1] or 0.0) for name, values in rows]
+    highest = max((value for _, values in rows for value in values if value is not None), default=0.0)
+    n_tables = max(1, -(-len(rows) // _ROWS_PER_TABLE))
+    length = max(1, -(-len(rows) // n_tables))
+    return {
+        "columns": columns,
+        "totals": [result.flags[key].fraction for key in columns],
+        "tables": [rows[i : i + length] for i in range(0, len(rows), length)],
+        "scale": next((scale for scale in _SCALES if scale >= highest), 1.0),
+        "high": sorted((row for row in final if row[1] >= _HIGH), key=lambda row: -row[1]),
+        "silent": [name for name in known if name not in {row[0] for row in rows}],
+    }
+
+
+# ---- solutions ------------------------------------------------------------------------------------------
+
+
+def _solution_figures(result: Result, budget: _Budget) -> tuple[list[Figure], list[str]]:
+    if not result.is_calibrated:
+        return [], ["Nothing was calibrated."]
+    if result.solutions is None:
+        return [], ["The merged solutions are missing."]
+    try:
+        described = h5parm.describe(result.solutions)
+    except UserError as error:
+        return [], [f"The solutions cannot be drawn: {error}"]
+    figures, notes = [], []
+    for solset, tables in described.solsets.items():
+        # Phases first: they show at a glance whether calibration worked.
+        for table in sorted(tables, key=lambda table: (table.kind != "phase", table.kind != "amplitude", table.name)):
+            n_directions = table.length("dir")
+            if n_directions > _MAX_DIRECTIONS:
+                notes.append(f"{table.name}: {_MAX_DIRECTIONS} of {n_directions} directions are shown.")
+            for direction in range(min(n_directions, _MAX_DIRECTIONS)):
+                if budget.left <= 0:
+                    return figures, [*notes, "Further solutions are not drawn, to keep the page small."]
+                try:
+                    figure = _solution_figure(result, solset, table, direction)
+                except (OSError, KeyError, ValueError) as error:
+                    notes.append(f"{table.name} cannot be drawn ({error}).")
+                    continue
+                budget.left -= len(figure.picture.light) + len(figure.picture.dark)
+                figures.append(figure)
+    return figures, notes
+
+
+def _solution_figure(result: Result, solset: str, table: h5parm.Soltab, direction: int) -> Figure:
+    solutions = plots.read_solutions(result.solutions, solset, table, direction)
+    span = span_of(result.plan)
+    title = f"{table.kind.capitalize()} of each station"
+    if table.length("dir") > 1:
+        title += f", direction {table.directions[direction] if table.directions else direction}"
+    without = solutions.without
+    parts = [
+        f"Solution table {table.name}, {len(solutions.times)} solutions in time"
+        + (f", {solutions.note}" if solutions.note else ""),
+        "A red tick at the bottom: no solution, or a flagged one",
+    ]
+    if len(span.seams) > plots.MAX_SEAMS:
+        parts.append(f"Where the {len(span.seams) + 1} chunks meet is not marked, they are too many")
+    elif span.seams:
+        parts.append("Vertical lines: where chunks meet")
+    if span.gaps:
+        parts.append("Grey bands: no data")
+    if not solutions.is_angle:
+        parts.append("Arrow heads: outside of the range shown")
+    if len(solutions.times) > 2 * plots.MAX_POINTS:
+        parts.append(f"Every {len(solutions.times) // plots.MAX_POINTS}th solution is drawn")
+    if without:
+        parts.append(f"No solutions at all ({len(without)} of {len(solutions.stations)}): {', '.join(without)}")
+    alt = (
+        f"{title} against time for {len(solutions.stations)} stations of {result.name}, one small panel each; "
+        f"{len(without)} of them have no solutions"
+    )
+    return Figure(title, alt, ". ".join(parts) + ".", plots.draw_solutions(solutions, span))
+
+
+def span_of(plan: Mapping[str, Any]) -> Span:
+    """Find the time axis of an observation: its ends, chunk seams and gaps, MJD s."""
+    seen = plan["observation"]
+
+    def edge(slot: float) -> float:
+        return seen["first_time"] + (slot - 0.5) * seen["interval_s"]
+
+    seams = tuple(edge(chunk["start_slot"]) for chunk in plan["chunks"][1:])
+    return Span(edge(0), edge(seen["n_slots"]), seams, tuple((edge(a), edge(b)) for a, b in seen["missing"]))
+
+
+# ---- timings and versions -------------------------------------------------------------------------------
+
+
+def _timings(run: Run) -> dict[str, Any] | None:
+    if not run.tasks:
+        return None
+    clock = Clock.of(run.tasks)
+    hosts = {task.host for task in run.tasks}
+    slots = {(task.host, task.worker) for task in run.tasks}
+    bars = [
+        (
+            f"slot {task.worker}" if len(hosts) == 1 else f"{task.host} {task.worker}",
+            task.stage,
+            clock.since_start(task.start),
+            clock.since_start(task.end),
+        )
+        for task in run.tasks
+    ]
+    stages = []
+    for stage in STAGES:
+        own = [task for task in run.tasks if task.stage == stage]
+        if own:
+            wall = [task.end - task.start for task in own]
+            stages.append(
+                {
+                    "stage": stage,
+                    "n": len(own),
+                    "median": statistics.median(wall),
+                    "longest": max(wall),
+                    "cpu": sum(task.cpu_s for task in own),
+                    "memory": max(task.max_rss_kb for task in own) * 1024,
+                }
+            )
+    busy = sum(task.end - task.start for task in run.tasks)
+    pauses = [(clock.since_start(start), end - start) for start, end in clock.pauses]
+    return {
+        "stages": stages,
+        "length": clock.length,
+        "start": _utc(_UNIX_0, clock.start),
+        "end": _utc(_UNIX_0, clock.end),
+        "n_pauses": len(pauses),
+        "n_slots": len(slots),
+        "busy": busy,
+        "cpu": sum(task.cpu_s for task in run.tasks),
+        "occupancy": busy / (len(slots) * clock.length) if clock.length > 0 else None,
+        "figure": Figure(
+            "Who ran what when",
+            f"{len(bars)} DP3 runs on {len(slots)} slots against time, coloured by stage",
+            "One row per slot, one bar per DP3 run.",
+            plots.draw_gantt(bars, pauses),
+        ),
+    }
+
+
+def _versions(run: Run) -> list[tuple[str, str]]:
+    hosts = sorted({task.host for task in run.tasks})
+    shown = ", ".join(hosts[:20]) + (f" and {len(hosts) - 20} more" if len(hosts) > 20 else "")
+    return [
+        ("DP3", ", ".join(sorted(run.dp3_versions)) or "unknown"),
+        ("chunkcal", chunkcal.__version__),
+        ("Python", ".".join(map(str, sys.version_info[:3]))),
+        ("threads per DP3 run", ", ".join(map(str, sorted(run.threads))) or "unknown"),
+        ("hosts", shown or "unknown"),
+    ]
+
+
+# ---- words ----------------------------------------------------------------------------------------------
+
+
+def duration(seconds: float) -> str:
+    """Write a duration in the unit a person would choose."""
+    if seconds < 120:
+        return f"{seconds:.3g} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 120:
+        return f"{minutes} min {rest} s" if rest else f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if minutes else f"{hours} h"
+
+
+def size(n_bytes: float) -> str:
+    """Write a number of bytes."""
+    for factor, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if n_bytes >= factor:
+            return f"{n_bytes / factor:.3g} {unit}"
+    return f"{n_bytes:.0f} B"
+
+
+def _size_of(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def _utc(zero: datetime.datetime, seconds: float) -> str:
+    return f"{zero + datetime.timedelta(seconds=seconds):%Y-%m-%d %H:%M:%S}"
+
+
+def _data_uri(png: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(png).decode()

@@ -1,0 +1,309 @@
+"""The page: its content, and that missing or hostile pieces never break it."""
+
+import base64
+import copy
+import json
+import re
+from html.parser import HTMLParser
+
+import h5py
+import numpy as np
+import pytest
+
+from chunkcal import h5parm, plots
+from chunkcal.errors import UserError
+from chunkcal.report import duration, size, write_report
+from chunkcal.results import Clock, Task, collect
+
+STATIONS = ["CS001", "CS002", "RS<script>alert(1)</script>", "RS305"]
+PARSET = {"msin": "in.ms", "steps": "[flag1]", "flag1.type": "preflagger", "flag1.baseline": "*&&&"}
+
+
+def make_plan(name="a", ms="/data/<b>x</b>.ms", calibrated=True):
+    run = {"parset": PARSET, "links": {"in.ms": ms}, "product": "out.ms"}
+    stages = dict.fromkeys(("calibrate", "apply", "fit"), run if calibrated else None)
+    grid = {"first_time": 1005.0, "interval_s": 10.0, "n_slots": 12, "n_channels": 8, "channel_width_hz": 1e5}
+    return {
+        "observation": grid
+        | {"name": name, "ms": ms, "telescope": "LOFAR", "missing": [[6, 8]], "stations": STATIONS, "fields": ["F"]}
+        | {"size_bytes": 5_000_000, "n_baselines": 6, "n_correlations": 4}
+        | {"first_frequency_hz": 120e6, "last_frequency_hz": 121e6},
+        "unit": {"n_slots": 4, "reasons": [["solve gain: solves for 4 slots", 4]], "inexact": [], "rounding": []},
+        "exact": True,
+        "notes": [],
+        "data": grid | {"n_baselines": 6, "n_correlations": 4},
+        "solve": {"name": "gain"} if calibrated else None,
+        "runs": {"preprocess": run} | stages,
+        "chunks": [{"name": f"t{k:04d}", "start_slot": 4 * k, "n_slots": 4, "n_rows": 24} for k in range(3)],
+    }
+
+
+def record(k, stage, start, flagged=0.25):
+    stations = {name: flagged for name in STATIONS}
+    verified = {"n_rows": 24, "flagged_after": {"total": flagged, "stations": stations}}
+    if stage == "preprocess":
+        verified["flagged_before"] = {"total": 0.125, "stations": stations | {STATIONS[0]: 0.0625}}
+    return {"worker": str(k % 2), "host": "node<1>", "threads": 1, "start": start, "end": start + 4.0, "cpu_s": 3.5} | {
+        "max_rss_kb": 90_000,
+        "dp3_version": "6.6.0",
+        "verified": {} if stage == "calibrate" else verified,
+    }
+
+
+def write_h5(path, dead=(3,), kinds=("phase", "amplitude"), axes=("time", "freq", "ant", "dir", "pol")):
+    sizes = {"time": 12, "freq": 3, "ant": 4, "dir": 1, "pol": 2}
+    rng = np.random.default_rng(1)
+    with h5py.File(path, "w") as file:
+        for kind in kinds:
+            group = file.create_group(f"sol000/{kind}000")
+            group.attrs["TITLE"] = np.bytes_(kind)
+            values = rng.normal(1, 0.1, tuple(sizes[axis] for axis in axes))
+            if dead:
+                values[(slice(None),) * axes.index("ant") + (list(dead),)] = np.nan
+            for name, data in (("val", values), ("weight", np.ones_like(values))):
+                group.create_dataset(name, data=data).attrs["AXES"] = np.bytes_(",".join(axes))
+            own = {"time": 1000 + 10 * np.arange(12) + 5.0, "freq": np.array([120e6, 121e6, 122e6])}
+            own |= {"ant": np.array(STATIONS, "S"), "dir": np.array(["[p]"], "S"), "pol": np.array(["XX", "YY"], "S")}
+            for axis in axes:
+                group[axis] = own[axis]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A finished run of one calibrated observation, three chunks."""
+    return make_run(tmp_path / "results", {"a": make_plan()})
+
+
+def make_run(out, plans):
+    (out / "plan").mkdir(parents=True)
+    (out / "plan" / "observations.json").write_text(json.dumps(plans))
+    for name, plan in plans.items():
+        for i, stage in enumerate(("preprocess", "calibrate", "apply", "fit")):
+            if not plan["runs"][stage]:
+                continue
+            (out / name / stage).mkdir(parents=True)
+            for k in range(3):
+                path = out / name / stage / f"t{k:04d}.json"
+                path.write_text(json.dumps(record(k, stage, 1e9 + 10 * i + 5 * (k // 2))))
+                if stage == "fit":
+                    fit = {"rms_raw_jy": 8.0, "rms_corrected_jy": 2.0 if k else 4.0, "n_visibilities": 100}
+                    path.with_suffix(".fit.json").write_text(json.dumps(fit))
+        (out / name / f"{name}.ms").mkdir(parents=True)
+        (out / name / f"{name}.ms" / "table.f0").write_bytes(bytes(2_000_000))
+        if plan["solve"]:
+            write_h5(out / name / "solutions.h5")
+    return out
+
+
+def page_of(out, **changes):
+    given = {
+        "plan": out / "plan" / "observations.json",
+        "records": [p for p in sorted(out.glob("*/*/t*.json")) if not p.name.endswith(".fit.json")],
+        "fits": sorted(out.glob("*/fit/*.fit.json")),
+        "solutions": sorted(out.glob("*/solutions.h5")),
+        "measurement_sets": [out / p.name / f"{p.name}.ms" for p in out.iterdir() if p.name != "plan" and p.is_dir()],
+        "settings": {"chunks": {"length": "auto"}, "note": "</pre><script>x</script>"},
+        "output": out / "report.html",
+    }
+    write_report(**(given | changes))
+    return (out / "report.html").read_text(encoding="utf-8")
+
+
+class Tags(HTMLParser):
+    def __init__(self, page):
+        super().__init__()
+        self.found = []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.found.append((tag, dict(attrs)))
+
+
+def text_of(page):
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", page))
+
+
+def test_says_what_was_gained_and_what_became_of_the_data(folder):
+    text = text_of(page_of(folder))
+    # Pooled: raw 8 Jy, corrected sqrt((16 + 4 + 4) / 3) Jy.
+    assert "corrected data fit the model 2.8 times better than the raw data" in text
+    assert "8 Jy before, 2.83 Jy after calibration" in text
+    assert "12.5 % before, 25.0 % after (of all cross-correlations)" in text
+    assert "width:50.0%" in page_of(folder)  # 25 % on a scale that ends at 50 %
+    assert "exact: chunks give what one run over the whole observation gives, bit for bit" in text
+    assert str(folder / "a" / "a.ms") in text
+    assert "2 MB" in text
+    assert "preflagger (baseline *&amp;&amp;&amp;)" in text
+    assert "1 (2 of 12 slots)" in text
+    assert "solve gain: solves for 4 slots" in text
+    assert "6.6.0" in text
+    assert "No solutions at all (1 of 4): RS305" in text
+
+
+def test_is_one_self_contained_file_without_scripts(folder):
+    page = page_of(folder)
+    tags = Tags(page).found
+    assert "script" not in {tag for tag, _ in tags}
+    links = [a[key] for _, a in tags for key in ("src", "href", "srcset") if key in a]
+    assert links
+    ids = {a["id"] for _, a in tags if "id" in a}
+    assert all(link.startswith("data:") or link[0] == "#" and link[1:] in ids for link in links)
+    assert "http" not in re.sub(r"base64,[^\"]*", "", page)
+    pictures = [a for tag, a in tags if tag == "img"]
+    assert len(pictures) == 3  # phase, amplitude, Gantt
+    assert all(a["alt"] for a in pictures)
+    assert all(base64.b64decode(a["src"].split(",")[1])[:4] == b"\x89PNG" for a in pictures)
+    assert sum(tag == "table" for tag, _ in tags) == sum(tag == "caption" for tag, _ in tags)
+    assert len(page) < 1_000_000
+
+
+def test_escapes_names_that_are_hostile(folder):
+    page = page_of(folder)
+    assert "<script" not in page
+    assert "<b>x" not in page
+    assert "RS&lt;script&gt;" in page
+
+
+def test_same_inputs_give_same_bytes_and_no_leftovers(folder):
+    assert page_of(folder) == page_of(folder)
+    assert not list(folder.glob("*.tmp*"))
+
+
+def test_a_failed_write_leaves_the_old_page(folder, monkeypatch):
+    (folder / "report.html").write_text("old")
+    monkeypatch.setattr("pathlib.Path.replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        page_of(folder)
+    assert (folder / "report.html").read_text() == "old"
+    assert not list(folder.glob("*.tmp*"))
+
+
+def test_all_flagged_is_not_measurable(folder):
+    for path in folder.glob("a/fit/*.fit.json"):
+        path.write_text(json.dumps({"rms_raw_jy": None, "rms_corrected_jy": None, "n_visibilities": 0}))
+    assert "not measurable: all flagged" in page_of(folder)
+
+
+def test_worse_data_are_called_worse(folder):
+    for path in folder.glob("a/fit/*.fit.json"):
+        path.write_text(json.dumps({"rms_raw_jy": 1.0, "rms_corrected_jy": 3.0, "n_visibilities": 5}))
+    page = page_of(folder)
+    assert "3.0 times WORSE" in page
+    assert 'class="card bad"' in page
+
+
+def test_approximate_chunks_say_why(tmp_path):
+    plan = make_plan()
+    plan |= {"exact": False, "unit": plan["unit"] | {"inexact": ["demixer: no <rule>"]}}
+    text = text_of(page_of(make_run(tmp_path / "r", {"a": plan})))
+    assert "APPROXIMATE demixer: no &lt;rule&gt;" in text
+
+
+def test_preprocess_only(tmp_path):
+    text = text_of(page_of(make_run(tmp_path / "r", {"a": make_plan(calibrated=False)})))
+    assert "pre-processed only, nothing was calibrated" in text
+    assert "12.5 % before, 25.0 % after" in text
+    assert "missing" not in text
+
+
+def test_missing_pieces_are_named(folder):
+    (folder / "a" / "preprocess" / "t0001.json").write_text("{")
+    missing = folder / "a" / "apply" / "t0009.json"
+    text = text_of(page_of(folder, records=[folder / "a/preprocess/t0001.json", missing], fits=[], solutions=[]))
+    assert "gain not measured" in text
+    assert "preprocess/t0001.json cannot be read (damaged)" in text
+    assert "apply/t0009.json cannot be read (No such file or directory)" in text
+    assert "The merged solutions are missing" in text
+    assert "No record of a DP3 run was found" in text
+
+
+def test_damaged_solutions_are_named(folder):
+    (folder / "a" / "solutions.h5").write_bytes(b"not HDF5")
+    assert "The solutions cannot be drawn" in page_of(folder)
+
+
+def test_all_solutions_nan(folder):
+    write_h5(folder / "a" / "solutions.h5", dead=(0, 1, 2, 3))
+    assert "No solutions at all (4 of 4)" in page_of(folder)
+
+
+def test_a_plan_that_cannot_be_read_is_the_users_error(folder):
+    (folder / "plan" / "observations.json").write_text("[")
+    with pytest.raises(UserError, match="cannot be read"):
+        page_of(folder)
+
+
+def test_flags_are_weighted_by_rows(tmp_path):
+    plan = copy.deepcopy(make_plan())
+    out = make_run(tmp_path / "r", {"a": plan})
+    path = out / "a" / "apply" / "t0002.json"
+    short = record(2, "apply", 1e9, flagged=1.0)
+    short["verified"]["n_rows"] = 12
+    path.write_text(json.dumps(short))
+    run = collect(out / "plan/observations.json", sorted(out.glob("a/apply/t*.json")))
+    assert run.observations["a"].final.fraction == pytest.approx((0.25 * 48 + 1.0 * 12) / 60)
+    assert run.observations["a"].final.of("CS001") == pytest.approx((0.25 * 48 + 1.0 * 12) / 60)
+
+
+def test_pauses_do_not_count_as_run_time():
+    tasks = [Task("a", "apply", "h", "0", start, start + 10, 1, 1) for start in (100.0, 112.0, 1000.0)]
+    clock = Clock.of(tasks)
+    assert clock.pauses == ((122.0, 1000.0),)
+    assert clock.length == 32.0
+    assert clock.since_start(1005.0) == 27.0
+
+
+@pytest.mark.parametrize("axes", [("time", "freq", "ant", "dir", "pol"), ("pol", "dir", "time", "ant", "freq")])
+def test_reads_axes_in_any_order(tmp_path, axes):
+    write_h5(tmp_path / "s.h5", axes=axes, kinds=("phase", "amplitude"))
+    amplitude, phase = h5parm.describe(tmp_path / "s.h5").solsets["sol000"]
+    with h5py.File(tmp_path / "s.h5") as file:
+        order = [axes.index(axis) for axis in ("dir", "time", "freq", "ant", "pol")]
+        stored = {kind: file[f"sol000/{kind}000/val"][:].transpose(order)[0] for kind in ("phase", "amplitude")}
+    found = plots.read_solutions(tmp_path / "s.h5", "sol000", amplitude)
+    np.testing.assert_allclose(found.values, np.median(stored["amplitude"], axis=1))
+    assert found.without == ("RS305",)
+    found = plots.read_solutions(tmp_path / "s.h5", "sol000", phase)
+    middle = stored["phase"][:, 1]
+    np.testing.assert_allclose(found.values, np.degrees(middle - middle[:, :1]), atol=1e-9)
+    assert "121.000 MHz" in found.note
+
+
+def test_flagged_solutions_are_left_out_and_a_dead_reference_is_replaced(tmp_path):
+    write_h5(tmp_path / "s.h5", dead=(0,))
+    with h5py.File(tmp_path / "s.h5", "a") as file:
+        file["sol000/phase000/weight"][2, :, 3] = 0
+    phase = h5parm.describe(tmp_path / "s.h5").solsets["sol000"][1]
+    found = plots.read_solutions(tmp_path / "s.h5", "sol000", phase)
+    assert "relative to CS002" in found.note
+    assert np.isnan(found.values[2, 3]).all()
+    assert np.isfinite(found.values[3, 3]).all()
+
+
+def test_other_kinds_are_drawn_too(folder):
+    write_h5(folder / "a" / "solutions.h5", kinds=("tec",), axes=("time", "ant", "dir", "freq"))
+    assert "Tec of each station" in page_of(folder)
+
+
+def test_draws_many_stations_and_times_on_one_page():
+    rng = np.random.default_rng(2)
+    names = tuple(f"m{i:03d}" for i in range(62))
+    values = rng.normal(size=(5000, 62, 2))
+    solutions = plots.Solutions("amplitude", "", np.arange(5000.0), values, names, ("XX", "YY"), "")
+    picture = plots.draw_solutions(solutions, plots.Span(0, 5000, tuple(range(1, 5000, 10)), ((100, 200),)))
+    assert picture.width == 1100
+    assert picture.height < 1200
+    assert picture.light != picture.dark
+    assert len(picture.light) < 600_000
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.1234, "0.123 s"), (119.6, "120 s"), (150, "2 min 30 s"), (7200, "2 h"), (9000, "2 h 30 min")],
+)
+def test_durations(seconds, text):
+    assert duration(seconds) == text
+
+
+def test_sizes():
+    assert [size(n) for n in (12, 2.5e6, 3e12)] == ["12 B", "2.5 MB", "3 TB"]
