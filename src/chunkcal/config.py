@@ -115,4 +115,6 @@ def _check_meaning(config: dict[str, Any]) -> list[str]:
         problems.append(f"chunks: {' and '.join(lengths)} are both given; give one of {', '.join(CHUNK_LENGTHS)}")
     if not lengths:
         config["chunks"]["length"] = "auto"
+    if (config["cluster"]["backend"] == "existing") != (config["cluster"]["address"] is not None):
+        problems.append("cluster: backend existing and address go together; give both or neither")
     return problems

@@ -73,6 +73,7 @@ def test_empty_section_means_its_defaults():
         ({"cluster": {"n_slots": 0}}, ["cluster.n_slots"]),
         ({"chunks": {"count": 3, "n_slots": 4}}, ["n_slots and count are both given"]),
         ({"calibrate": {"sky_model": "a"}}, ["calibrate", "'solves' is a required property"]),
+        ({"cluster": {"backend": "existing"}}, ["backend existing and address go together"]),
         ({"keep_chunks": "{"}, ["keep_chunks", "not valid YAML"]),
         ({"output_dir": 3, "cluster": {"threads_per_slot": 0}}, ["output_dir", "cluster.threads_per_slot"]),
     ],

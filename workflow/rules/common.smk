@@ -93,7 +93,7 @@ onstart:
     # bound. Without a job rate limit there is no timer.
     if getattr(workflow.scheduler, "job_rate_limiter", None) is not None:
         workflow.scheduler.job_rate_limiter = None
-    client.begin_run({"cluster": cluster_settings(), "dp3": config["dp3"]}, log="logs/cluster.log")
+    client.begin_run({"cluster": cluster_settings(), "dp3": config["dp3"]}, log="logs/cluster.log", output_dir=OUT)
 
 
 onsuccess:

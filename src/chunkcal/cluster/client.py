@@ -28,12 +28,14 @@ MAX_SUPERVISORS_PER_TASK = 3
 STOP_TIMEOUT_S = 5.0
 
 
-def begin_run(settings: dict[str, Any], log: str | Path) -> None:
-    """Make the calling process (Snakemake's own) the owner of a new run.
+def begin_run(settings: dict[str, Any], log: str | Path, output_dir: str) -> None:
+    """Make the calling process (Snakemake's own) the owner of a new run, and remove what killed runs have left.
 
     Called from ``onstart``, after Snakemake has installed its signal handlers: ours stop the cluster first and then
     call them. Without that, a SIGTERM to Snakemake alone would wait for the running chunks.
     """
+    for depth in ("*", "*/*"):
+        remove_attempts(f"{glob.escape(output_dir)}/{depth}")
     folder = state.create(settings, Path(log))
     os.environ[RUN_VARIABLE] = str(folder)
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -216,13 +218,13 @@ def run_chunk(
         "log": log,
     }
     try:
-        remove_attempts(output)
+        remove_attempts(glob.escape(output))
         _commit(submit(task), output, record)
     except ClusterError as error:
         print(f"chunkcal: {error}", file=sys.stderr)
         sys.exit(1)
     finally:
-        remove_attempts(output)
+        remove_attempts(glob.escape(output))
 
 
 def _commit(result: dict[str, Any], output: str, record: str) -> None:
@@ -236,7 +238,10 @@ def _commit(result: dict[str, Any], output: str, record: str) -> None:
     os.rename(result["product"], output)
 
 
-def remove_attempts(output: str) -> None:
-    """Remove the work folders that attempts at `output` have left behind."""
-    for folder in glob.glob(glob.escape(output) + ".tmp-*"):
-        shutil.rmtree(folder, ignore_errors=True)
+def remove_attempts(pattern: str) -> None:
+    """Remove what attempts at the products that match a glob pattern have left behind."""
+    for path in glob.glob(pattern + ".tmp-*"):
+        if os.path.isdir(path):
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            os.unlink(path)

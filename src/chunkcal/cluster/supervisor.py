@@ -18,11 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import dask
-from distributed import Client, KilledWorker
-from distributed.diagnostics.plugin import SchedulerPlugin
+from distributed import KilledWorker
 
 from chunkcal.cluster import state
-from chunkcal.cluster.backends import make_cluster
+from chunkcal.cluster.backends import Cluster, open_cluster
 from chunkcal.cluster.slots import Slots
 from chunkcal.cluster.state import ClusterError
 from chunkcal.cluster.task import run_dp3
@@ -50,13 +49,17 @@ class Supervisor:
         self.slots = Slots(self.count_slots)
         self.last_used = time.monotonic()
         self.n_requests = 0
-        self.cluster: Any = None
-        self.client: Any = None
+        self.cluster: Cluster = None
+        self.workers: dict[str, Any] = {}
 
     def count_slots(self) -> int:
         """Count the live workers that own a unit of the resource."""
-        workers = self.cluster.scheduler.workers.values()
-        return sum(1 for worker in workers if worker.resources.get(self.resource))
+        return sum(1 for resources in self.workers.values() if resources.get(self.resource))
+
+    async def look(self) -> None:
+        """Take note of the live workers, and hand free slots to those who wait."""
+        self.workers = await self.cluster.workers()
+        self.slots.wake()
 
     def stop(self, reason: str) -> None:
         """Begin to end, whatever is running."""
@@ -70,11 +73,14 @@ class Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop, f"signal {number}")
         self._watch_owner(loop)
-        async with (
-            make_cluster(self.cluster_settings, str(self.folder)) as self.cluster,
-            Client(self.cluster, asynchronous=True, set_as_default=False) as self.client,
-        ):
-            self.cluster.scheduler.add_plugin(_Wake(self.slots))
+        looks: set[asyncio.Task] = set()  # kept, because the loop itself holds no tasks
+
+        def changed() -> None:
+            task = loop.create_task(self.look())
+            looks.add(task)
+            task.add_done_callback(looks.discard)
+
+        async with open_cluster(self.cluster_settings, self.folder, changed) as self.cluster:
             await self._wait_for_slots()
             await self._serve()
             loop.call_later(CLOSE_TIMEOUT_S, _die)
@@ -99,48 +105,59 @@ class Supervisor:
         timeout = self.cluster_settings["start_timeout_s"]
         began = time.monotonic()
         wrong_since: float | None = None
-        while not self.count_slots():
+        while True:
+            await self.look()
+            if self.count_slots():
+                break
             if self.stopping.is_set():
                 raise ClusterError("stopped while starting")
             waited = time.monotonic() - began
-            if self.cluster.scheduler.workers:
+            if self.workers:
                 wrong_since = wrong_since or time.monotonic()
                 if time.monotonic() - wrong_since > WRONG_WORKERS_S:
                     raise ClusterError(self._wrong_workers())
             if waited > timeout:
                 raise ClusterError(f"no worker came up within cluster.start_timeout_s = {timeout:g} s")
             await asyncio.sleep(0.02)
-        self._check_units()
+        problem = self._wrong_units()
+        if problem:
+            raise ClusterError(problem)
 
     def _wrong_workers(self) -> str:
         return (
-            f"none of the {len(self.cluster.scheduler.workers)} workers owns the resource {self.resource}; "
-            f"start each with: dask worker {self.cluster.scheduler_address} --resources {self.resource}=1 "
-            f"--nworkers 1 --nthreads {self.cluster_settings['threads_per_slot']}"
+            f"none of the {len(self.workers)} workers owns the resource {self.resource}; start each with: "
+            + self._worker_line()
         )
 
-    def _check_units(self) -> None:
-        for worker in self.cluster.scheduler.workers.values():
-            units = worker.resources.get(self.resource, 1)
+    def _wrong_units(self) -> str | None:
+        for worker, resources in self.workers.items():
+            units = resources.get(self.resource, 1)
             if units != 1:
-                raise ClusterError(
-                    f"worker {worker.address} owns {units:g} units of {self.resource}, so that many DP3s would share "
-                    f"its threads; start it with --resources {self.resource}=1"
+                return (
+                    f"worker {worker} owns {units:g} units of {self.resource}, so that as many DP3s would share its "
+                    f"threads; start it with: {self._worker_line()}"
                 )
+        return None
+
+    def _worker_line(self) -> str:
+        threads = self.cluster_settings["threads_per_slot"]
+        return f"dask worker {self.cluster.address} --nworkers 1 --nthreads {threads} --resources {self.resource}=1"
 
     async def _serve(self) -> None:
         socket = self.folder / "submit"
         server = await asyncio.start_unix_server(self._answer, socket, limit=REQUEST_LIMIT)
         os.chmod(socket, 0o600)
-        scheduler = self.cluster.scheduler_address
-        announcement = {"socket": str(socket), "pid": os.getpid(), "scheduler": scheduler}
-        state.write_json(
-            self.folder / "supervisor.json", announcement | {"dashboard": self.cluster.dashboard_link or None}
-        )
+        announcement = {
+            "socket": str(socket),
+            "pid": os.getpid(),
+            "scheduler": self.cluster.address,
+            "dashboard": self.cluster.dashboard,
+        }
+        state.write_json(self.folder / "supervisor.json", announcement)
+        threads = self.cluster_settings["threads_per_slot"]
         log.info(
             "up: pid %d, scheduler %s, %d slot(s) of %d thread(s), dashboard %s",
-            *(os.getpid(), scheduler, self.count_slots(), self.cluster_settings["threads_per_slot"]),
-            self.cluster.dashboard_link,
+            *(os.getpid(), self.cluster.address, self.count_slots(), threads, self.cluster.dashboard),
         )
         try:
             await self._watch_health()
@@ -161,13 +178,15 @@ class Supervisor:
                 self.last_used = now
             elif now - self.last_used > self.cluster_settings["idle_timeout_s"]:
                 self.stop("idle")
+            await self.look()
+            problem = self._wrong_units()
+            if problem:
+                self.slots.fail(ClusterError(problem))
             if self.count_slots():
                 without_slots_since = None
-                self.slots.wake()
                 continue
             without_slots_since = without_slots_since or now
-            wrong = self.cluster.scheduler.workers and now - without_slots_since > WRONG_WORKERS_S
-            if wrong:
+            if self.workers and now - without_slots_since > WRONG_WORKERS_S:
                 self.slots.fail(ClusterError(self._wrong_workers()))
             elif now - without_slots_since > self.cluster_settings["start_timeout_s"]:
                 self.slots.fail(ClusterError("all workers are gone and none came back within cluster.start_timeout_s"))
@@ -204,41 +223,37 @@ class Supervisor:
         return work.result()
 
     async def _run(self, request: dict[str, Any]) -> dict[str, Any]:
-        key = f"{request['name'].replace(' ', '/')}-{self.n_requests}"
+        """Run one task; again, a limited number of times, if somebody has killed its DP3."""
+        limit = self.cluster_settings["worker_failures"]
         try:
-            async with self.slots.take():
-                future = self.client.submit(
-                    run_dp3, request, self.dp3_settings, key=key, pure=False, resources={self.resource: 1}
-                )
-                try:
-                    result = await future
-                except asyncio.CancelledError:
-                    await self.client.cancel([future], force=True)
-                    raise
-                finally:
-                    future.release()
+            for attempt in range(limit + 1):
+                result = await self._run_once(request, attempt)
+                if not result.get("killed"):
+                    break
+                log.warning("%s: DP3 was killed, attempt %d of %d", request["name"], attempt + 1, limit + 1)
         except ClusterError as error:
             return {"error": f"{request['name']}: {error}"}
         except KilledWorker:
-            limit = self.cluster_settings["worker_failures"]
             return {"error": f"{request['name']}: its worker died {limit + 1} times; log: {request['log']}"}
         except Exception as error:  # a fault of ours: say it, with the traceback in the log, and go on
             log.exception("%s", request["name"])
             return {"error": f"{request['name']}: internal error: {error!r}"}
         return {"error": result["error"]} if "error" in result else {"result": result}
 
-
-class _Wake(SchedulerPlugin):
-    """Tells the slots when workers come and go."""
-
-    def __init__(self, slots: Slots) -> None:
-        self.slots = slots
-
-    def add_worker(self, **_: Any) -> None:
-        self.slots.wake()
-
-    def remove_worker(self, **_: Any) -> None:
-        self.slots.wake()
+    async def _run_once(self, request: dict[str, Any], attempt: int) -> dict[str, Any]:
+        key = f"{request['name'].replace(' ', '/')}-{self.n_requests}-{attempt}"
+        client = self.cluster.client
+        async with self.slots.take():
+            future = client.submit(
+                run_dp3, request, self.dp3_settings, key=key, pure=False, resources={self.resource: 1}
+            )
+            try:
+                return await future
+            except asyncio.CancelledError:
+                await client.cancel([future], force=True)
+                raise
+            finally:
+                future.release()
 
 
 def _die() -> None:

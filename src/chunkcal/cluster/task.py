@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import select
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -33,6 +34,10 @@ class TaskError(Exception):
     """A DP3 run failed: one line for the user, then the end of DP3's log."""
 
 
+class Killed(TaskError):
+    """Somebody has killed DP3, and not for its memory: the run is worth another attempt."""
+
+
 class Cancelled(Exception):
     """Nobody wants this task any more: its client has gone, or its worker is closing."""
 
@@ -51,7 +56,8 @@ def run_dp3(request: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]
     -------
     dict
         ``product`` (path below the work folder, to be renamed by the client) and ``record``; or, when the run failed,
-        ``error`` alone. Errors are values here because a raised exception would travel through dask with a traceback.
+        ``error``, and ``killed`` if it is worth another attempt. Errors are values here because a raised exception
+        would travel through dask with a traceback.
     """
     worker = get_worker()
     key = worker.get_current_task()
@@ -71,7 +77,8 @@ def run_dp3(request: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]
         return _run_in(work, request, settings, str(worker.name), worker.state.nthreads, wanted)
     except (TaskError, UserError, verify.ProductError, OSError) as error:
         shutil.rmtree(work, ignore_errors=True)
-        return {"error": f"{request['name']}: {error}; log: {request['log']}" + _tail(request["log"])}
+        text = f"{request['name']}: {error}; log: {request['log']}" + _tail(request["log"])
+        return {"error": text, "killed": isinstance(error, Killed)}
     except BaseException:
         shutil.rmtree(work, ignore_errors=True)
         raise
@@ -91,13 +98,17 @@ def _run_in(
     argv = dp3.argv(command, "parset", threads)
     environment = os.environ | dp3.environment(threads, not dp3.is_wheel(command), settings["measures_dir"])
     start = time.time()
+    memory_kills = _memory_kills()
     with open(request["log"], "ab") as log:
         links = "".join(f"{name} -> {target}\n" for name, target in run["links"].items())
         log.write(f"# {request['name']} on worker {worker}: {argv}\n{links}{parset}\n".encode())
         log.flush()
         status = _run_guarded(argv, work, environment, log, wanted, settings["task_timeout_s"])
+        if status and _memory_kills() > memory_kills:
+            log.write(b"oom-kill: the kernel ran out of memory while this DP3 was running\n")
     if status:
-        raise TaskError(dp3.describe_failure(status, _tail(request["log"])))
+        killed = status - 128 in (signal.SIGKILL, signal.SIGTERM) and _memory_kills() == memory_kills
+        raise (Killed if killed else TaskError)(dp3.describe_failure(status, _tail(request["log"])))
     record = {
         "name": request["name"],
         "argv": argv,
@@ -145,6 +156,12 @@ def _run_guarded(
         process.stdin.close()  # the guard kills DP3 if it still runs
         process.wait()
         os.close(ended)
+
+
+def _memory_kills() -> int:
+    """Count the processes that this machine's kernel has killed for lack of memory since it started."""
+    lines = Path("/proc/vmstat").read_text().splitlines()
+    return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)
 
 
 @lru_cache
