@@ -4,7 +4,7 @@ VENV   ?= $(CURDIR)/.venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: env test-env demo test lint dry-run format lock clean
+.PHONY: env test-env demo test test-faults lint dry-run format lock clean
 .DELETE_ON_ERROR:
 
 env: $(VENV)/.env ## set up the virtual environment with the locked dependencies
@@ -30,6 +30,9 @@ demo: env ## simulate two observations, calibrate them, say what was gained
 
 test: test-env ## run all tests
 	@$(BIN)/python -m pytest
+
+test-faults: test-env ## try every fault as often as docs/faults.md says
+	@CHUNKCAL_FAULT_REPEATS=full $(BIN)/python -m pytest tests/faults
 
 lint: test-env ## check style of Python, rules and workflow
 	@$(BIN)/ruff check .

@@ -47,6 +47,8 @@ class Supervisor:
         self.resource: str = self.cluster_settings["resource"]
         self.stopping = asyncio.Event()
         self.slots = Slots(self.count_slots)
+        # Becomes the reason when no worker is left that could ever finish what is running.
+        self.hopeless: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self.last_used = time.monotonic()
         self.n_requests = 0
         self.cluster: Cluster = None
@@ -187,9 +189,15 @@ class Supervisor:
                 continue
             without_slots_since = without_slots_since or now
             if self.workers and now - without_slots_since > WRONG_WORKERS_S:
-                self.slots.fail(ClusterError(self._wrong_workers()))
+                self._give_up(self._wrong_workers())
             elif now - without_slots_since > self.cluster_settings["start_timeout_s"]:
-                self.slots.fail(ClusterError("all workers are gone and none came back within cluster.start_timeout_s"))
+                self._give_up("all workers are gone and none came back within cluster.start_timeout_s")
+
+    def _give_up(self, reason: str) -> None:
+        """Fail all tasks, waiting and running."""
+        self.slots.fail(ClusterError(reason))
+        self.hopeless.set_result(reason)
+        self.hopeless = asyncio.get_running_loop().create_future()
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -247,13 +255,22 @@ class Supervisor:
             future = client.submit(
                 run_dp3, request, self.dp3_settings, key=key, pure=False, resources={self.resource: 1}
             )
+            work = asyncio.ensure_future(_result_of(future))
+            hopeless = self.hopeless
             try:
-                return await future
-            except asyncio.CancelledError:
-                await client.cancel([future], force=True)
-                raise
+                await asyncio.wait({work, hopeless}, return_when=asyncio.FIRST_COMPLETED)
+                if not work.done():
+                    raise ClusterError(hopeless.result())
+                return work.result()
             finally:
+                if not work.done():
+                    work.cancel()
+                    await client.cancel([future], force=True)
                 future.release()
+
+
+async def _result_of(future: Any) -> Any:
+    return await future
 
 
 def _die() -> None:
@@ -266,21 +283,25 @@ def _cpu_seconds() -> str:
     return f"CPU-s: own {own.ru_utime + own.ru_stime:.2f}, workers {children.ru_utime + children.ru_stime:.2f}"
 
 
+async def _supervise(folder: Path) -> None:
+    await Supervisor(folder).main()
+
+
 def main(folder: Path) -> int:
     """Run a supervisor; leave the reason in ``failure`` if it cannot come up."""
+    failures = state.read_json(folder / "run.json")["settings"]["cluster"]["worker_failures"]
     logging.basicConfig(level="INFO", format="%(asctime)s %(name)s %(message)s")
     logging.getLogger("distributed").setLevel("WARNING")
-    supervisor = Supervisor(folder)
     dask.config.set(
         {
-            "distributed.scheduler.allowed-failures": supervisor.cluster_settings["worker_failures"],
+            "distributed.scheduler.allowed-failures": failures,
             "distributed.scheduler.no-workers-timeout": None,  # we know better than dask what is worth waiting for
             "distributed.worker.profile.enabled": False,  # samples our waiting thread, for nothing
             "distributed.admin.low-level-log-length": 0,
         }
     )
     try:
-        asyncio.run(supervisor.main())
+        asyncio.run(_supervise(folder))
     except ClusterError as error:
         log.error("%s", error)
         (folder / "failure").write_text(str(error))

@@ -107,7 +107,9 @@ def _run_in(
         if status and _memory_kills() > memory_kills:
             log.write(b"oom-kill: the kernel ran out of memory while this DP3 was running\n")
     if status:
-        killed = status - 128 in (signal.SIGKILL, signal.SIGTERM) and _memory_kills() == memory_kills
+        # Below 0 the guard itself was killed, and DP3 with it.
+        by_somebody = status < 0 or status - 128 in (signal.SIGKILL, signal.SIGTERM)
+        killed = by_somebody and _memory_kills() == memory_kills
         raise (Killed if killed else TaskError)(dp3.describe_failure(status, _tail(request["log"])))
     record = {
         "name": request["name"],

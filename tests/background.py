@@ -1,0 +1,119 @@
+"""Pipeline runs in the background, for tests that interfere with them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from chunkcal.cluster import state
+from pipeline import ROOT, assert_same_bits, columns, must_run, snakemake
+from tiny_ms import DP3, dp3_environment
+
+
+def wait_until(condition: Callable[[], Any], seconds: float, what: str) -> Any:
+    """Poll until `condition` is true, and return what it gave; fail with `what` after `seconds`."""
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline, what
+        time.sleep(0.02)
+    return found
+
+
+class Run:
+    """A pipeline run whose DP3s take `slow_s` longer than they must, in processes that carry a mark of their own."""
+
+    def __init__(self, folder: Path, ms: Path, slow_s: float = 1.0, **sections: Any) -> None:
+        folder.mkdir(exist_ok=True)
+        self.folder = folder
+        self.ms = ms
+        self.mark = f"CHUNKCAL_TEST_RUN={folder}\0".encode()
+        slow = folder / "DP3"
+        measures = dp3_environment()["AIPSPATH"]
+        slow.write_text(f'#!/bin/sh\nsleep {slow_s}\nexport AIPSPATH={measures}\nexec {sys.executable} {DP3} "$@"\n')
+        slow.chmod(0o755)
+        self.config = {
+            "input": [str(ms)],
+            "chunks": {"n_slots": 2},
+            "cluster": {"n_slots": 2, "worker_failures": 20},
+            "dp3": {"command": str(slow)},
+        } | sections
+        self.results = folder / self.config.get("output_dir", "results")
+        self.process: subprocess.Popen | None = None
+
+    def start(self) -> Run:
+        """Start snakemake; do not wait."""
+        (self.folder / "config.yaml").write_text(yaml.safe_dump(self.config))
+        command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile")]
+        with open(self.folder / "output", "wb") as output:
+            self.process = subprocess.Popen(
+                [*command, "--configfile", "config.yaml", "--cores", "2"],
+                cwd=self.folder,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=os.environ | {"CHUNKCAL_TEST_RUN": str(self.folder)},
+            )
+        return self
+
+    def processes(self) -> dict[int, str]:
+        """List the live processes of this run by pid, with their command lines."""
+        found = {}
+        for process in Path("/proc").glob("[0-9]*"):
+            try:
+                if self.mark in (process / "environ").read_bytes() and state.start_time(int(process.name)):
+                    found[int(process.name)] = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+            except OSError:
+                continue
+        return found
+
+    def find(self, words: str) -> list[int]:
+        """List the processes of this run with `words` in their command line."""
+        return [pid for pid, line in self.processes().items() if words in line]
+
+    def wait_for(self, words: str, n: int = 1) -> list[int]:
+        """Wait until `n` processes with `words` in their command line run."""
+        return wait_until(lambda: len(found := self.find(words)) >= n and found, 60, f"no {words}: {self.text()}")
+
+    def text(self) -> str:
+        """Return what snakemake has printed."""
+        return (self.folder / "output").read_text()
+
+    def records(self) -> list[Path]:
+        """List the records of finished chunks."""
+        return list(self.results.glob("*/preprocess/*.json"))
+
+    def must_finish(self, seconds: float = 120) -> None:
+        """Wait for the end of snakemake, which must be a success."""
+        assert self.process.wait(seconds) == 0, self.text()[-6000:]
+
+    def must_be_gone(self, seconds: float = 10) -> None:
+        """Nothing of the run may live for longer than `seconds`."""
+        wait_until(lambda: not self.processes(), seconds, f"left behind: {self.processes()}")
+
+    def must_equal(self, clean: dict) -> None:
+        """The product is that of a clean run, and there are no leftovers."""
+        assert_same_bits(columns(self.results / f"{self.ms.stem}/{self.ms.stem}.ms"), clean)
+        assert not list(self.results.rglob("*.tmp-*"))
+
+    def must_finish_when_run_again(self, clean: dict) -> None:
+        """A further, undisturbed run in the same folder gives the clean run's bytes."""
+        snakemake(self.folder, self.config, "--unlock")
+        must_run(self.folder, self.config)
+        self.must_equal(clean)
+
+    def close(self) -> None:
+        """Kill what is left."""
+        for pid in self.processes():
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        if self.process:
+            self.process.wait()

@@ -1,0 +1,107 @@
+"""Clusters that cannot serve: refused with the line that puts it right, within ten seconds."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from background import wait_until
+from chunkcal.cluster import state
+
+DASK = str(Path(sys.executable).with_name("dask"))
+
+
+@pytest.fixture
+def cluster(tmp_path):
+    """Start a scheduler by hand; the result starts workers and has the address."""
+    processes = []
+
+    def start(*words):
+        log = open(tmp_path / f"dask{len(processes)}.log", "wb")  # noqa: SIM115
+        processes.append(subprocess.Popen([DASK, *words, "--dashboard-address", "127.0.0.1:0"], stdout=log, stderr=log))
+        log.close()
+        return processes[-1]
+
+    file = tmp_path / "scheduler.json"
+    start("scheduler", "--host", "127.0.0.1", "--port", "0", "--scheduler-file", str(file))
+    found = wait_until(lambda: file.exists() and state.read_json(file), 30, "no scheduler")
+
+    class Cluster:
+        address = found["address"]
+
+        @staticmethod
+        def start_worker(*words):
+            return start("worker", found["address"], "--nworkers", "1", "--nthreads", "1", "--no-nanny", *words)
+
+    yield Cluster
+    for process in processes:
+        process.kill()
+        process.wait()
+
+
+def section(cluster, **changes):
+    return {"backend": "existing", "address": cluster.address, "start_timeout_s": 8} | changes
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        ((), "none of the 1 workers owns the resource subprocess_slots"),
+        (("--resources", "process=1"), "none of the 1 workers owns the resource subprocess_slots"),
+        (("--resources", "subprocess_slots=2"), "owns 2 units of subprocess_slots"),
+    ],
+)
+def test_wrong_workers_are_refused_with_the_right_line(make_run, cluster, count, words, complaint):
+    cluster.start_worker(*words)
+    run = make_run(cluster=section(cluster, start_timeout_s=60))
+    time.sleep(3)  # the worker is there before the run
+    with count("workers without the right resource"):
+        began = time.monotonic()
+        run.start()
+        assert run.process.wait(30) != 0
+        assert time.monotonic() - began < 15  # the ten seconds, and snakemake's own start and end
+        assert complaint in run.text()
+        line = f"dask worker {cluster.address} --nworkers 1 --nthreads 1 --resources subprocess_slots=1"
+        assert line in run.text()
+        run.must_be_gone()
+
+
+def test_no_workers_at_all(make_run, cluster, count):
+    with count("no worker comes"):
+        run = make_run(cluster=section(cluster)).start()
+        assert run.process.wait(40) != 0
+        assert "no worker came up within cluster.start_timeout_s = 8 s" in run.text()
+        run.must_be_gone()
+
+
+def test_no_scheduler(make_run, count):
+    with count("no scheduler answers"):
+        changes = {"backend": "existing", "address": "tcp://127.0.0.1:9", "start_timeout_s": 3}
+        run = make_run(cluster=changes).start()
+        assert run.process.wait(40) != 0
+        assert "no dask scheduler answers at cluster.address tcp://127.0.0.1:9" in run.text()
+        run.must_be_gone()
+
+
+def test_workers_that_vanish_for_good(make_run, cluster, count):
+    worker = cluster.start_worker("--resources", "subprocess_slots=1")
+    run = make_run(cluster=section(cluster))
+    run.start()
+    wait_until(run.records, 60, run.text())
+    with count("all workers vanish"):
+        worker.kill()
+        assert run.process.wait(60) != 0
+        assert "all workers are gone" in run.text()
+        run.must_be_gone()
+
+
+@pytest.mark.parametrize("resource", ["subprocess_slots", "process"])
+def test_existing_cluster_serves_and_outlives_the_run(make_run, cluster, clean, resource):
+    worker = cluster.start_worker("--resources", f"{resource}=1")
+    run = make_run(slow_s=0, cluster=section(cluster, resource=resource)).start()
+    run.must_finish()
+    run.must_equal(clean)
+    run.must_be_gone()
+    assert worker.poll() is None
