@@ -34,6 +34,9 @@ test: test-env ## run all tests
 test-faults: test-env ## try every fault as often as docs/faults.md says
 	@CHUNKCAL_FAULT_REPEATS=full $(BIN)/python -m pytest tests/faults
 
+test-faults: test-env ## try every fault as often as docs/faults.md says (half an hour)
+	@CHUNKCAL_FAULT_REPEATS=full $(BIN)/python -m pytest tests/faults
+
 lint: test-env ## check style of Python, rules and workflow
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .

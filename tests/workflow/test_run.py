@@ -97,9 +97,33 @@ def test_nothing_to_be_done(again, ms):
     assert log.read_text() == before  # no cluster was started
 
 
-def test_number_of_slots_is_no_reason_to_run_chunks_again(again, ms):
-    output = must_run(again, config(ms, keep_chunks=True, cluster={"n_slots": 1}))
-    assert set(jobs_of(output)) <= {"start_cluster", "all"}
+def test_other_cluster_settings_are_no_reason_to_run_anything_again(again, ms):
+    output = must_run(again, config(ms, keep_chunks=True, cluster={"n_slots": 1, "threads_per_slot": 2}))
+    assert "Nothing to be done" in output
+
+
+def test_other_cluster_settings_do_not_hide_what_is_missing(again, ms):
+    """Snakemake takes all behind an ancient() output for up to date if the rule that makes it runs again."""
+    shutil.rmtree(again / "results/obs/obs.ms")
+    shutil.rmtree(again / "results/obs/preprocess/t0001.ms")
+    must_run(again, config(ms, keep_chunks=True, cluster={"n_slots": 1}))
+    assert (again / "results/obs/preprocess/t0001.ms").exists()
+    assert (again / "results/obs/obs.ms").exists()
+
+
+def test_nothing_ends_as_a_success_that_is_none(again, ms):
+    shutil.rmtree(again / "results/obs/obs.ms")
+    done = snakemake(again, config(ms, keep_chunks=True), "--forcerun", "start_cluster")
+    if not (again / "results/obs/obs.ms").exists():
+        assert done.returncode != 0
+        assert "results/obs/obs.ms has not been made yet; run snakemake again" in done.stdout
+    must_run(again, config(ms, keep_chunks=True))
+    assert (again / "results/obs/obs.ms").exists()
+
+
+def test_single_products_can_be_asked_for(ms, tmp_path):
+    must_run(tmp_path, config(ms), "results/obs/solutions.h5")
+    assert (tmp_path / "results/obs/solutions.h5").exists()
 
 
 def test_only_what_depends_on_a_deleted_chunk_is_made_again(again, ms):
@@ -139,7 +163,7 @@ def test_threads_of_a_slot_are_those_of_dp3(ms, tmp_path):
     must_run(tmp_path, config(ms, calibrate=None, cluster={"threads_per_slot": 2}), cores=4)
     record = json.loads((tmp_path / "results/obs/preprocess/t0000.json").read_text())
     assert "numthreads=2" in record["argv"]
-    assert json.loads((tmp_path / "results/cluster.json").read_text())["n_slots"] == "auto"
+    assert json.loads((tmp_path / "results/cluster.json").read_text())["n_slots"] == 2
     assert "2 slot(s) of 2 thread(s)" in (tmp_path / "logs/cluster.log").read_text()
 
 

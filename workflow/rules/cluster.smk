@@ -1,7 +1,10 @@
 """Start the dask cluster that every chunk of this run shares.
 
-Out: a description of the wanted cluster. It stays, and chunk rules take it as ancient(): a cluster that has ended since
-is no reason to make a finished chunk again, and a chunk that finds none starts it.
+Out: a description of the cluster as it was first started. It stays, and chunk rules take it as ancient(): a cluster that
+has ended since is no reason to make a finished chunk again, and a chunk that finds none starts it.
+
+The rule has no params on purpose. With them, other cluster settings would make it run again, and Snakemake 9.27 then
+leaves out everything behind its ancient() output, also what is missing, and ends as if all were done.
 """
 
 
@@ -12,7 +15,5 @@ rule start_cluster:
         "logs/start_cluster.log",
     conda:
         "../envs/chunkcal.yaml"
-    params:
-        wanted=config["cluster"],
     script:
         "../scripts/start_cluster.py"

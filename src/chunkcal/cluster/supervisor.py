@@ -119,6 +119,8 @@ class Supervisor:
                 if time.monotonic() - wrong_since > WRONG_WORKERS_S:
                     raise ClusterError(self._wrong_workers())
             if waited > timeout:
+                if self.workers:
+                    raise ClusterError(self._wrong_workers())
                 raise ClusterError(f"no worker came up within cluster.start_timeout_s = {timeout:g} s")
             await asyncio.sleep(0.02)
         problem = self._wrong_units()
