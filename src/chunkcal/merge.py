@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -26,6 +27,8 @@ from chunkcal.h5parm import (
     solution_times,
     text_of,
 )
+
+SPARE_BYTES = 64 << 10  # what HDF5 may need besides: the chunks' files hold all tables and axes already
 
 
 @dataclass(frozen=True)
@@ -115,6 +118,7 @@ def merge(chunks: Sequence[str | os.PathLike], out: str | os.PathLike, grid: Gri
     parts = [_part(path) for path in chunks]
     firsts, times = _place(parts, grid)
     order = np.argsort(firsts, kind="stable")
+    _refuse_full_disk(chunks, out)
     temporary = Path(f"{out}.tmp-{uuid.uuid4().hex}")
     try:
         with h5py.File(temporary, "w", locking=False) as merged, opened(parts[order[0]].path) as reference:
@@ -134,6 +138,18 @@ def merge(chunks: Sequence[str | os.PathLike], out: str | os.PathLike, grid: Gri
     finally:
         temporary.unlink(missing_ok=True)
     return summary
+
+
+def _refuse_full_disk(chunks: Sequence[str | os.PathLike], out: str | os.PathLike) -> None:
+    """Make sure of the room beforehand: HDF5 1.14 crashes (SIGSEGV) when it closes a file on a full disk."""
+    need = sum(os.path.getsize(path) for path in chunks) + SPARE_BYTES
+    folder = Path(out).absolute().parent
+    free = shutil.disk_usage(folder).free if folder.is_dir() else need
+    if free < need:
+        raise UserError(
+            f"{out} cannot be written: it may take {need / 1e6:.1f} MB, and {free / 1e6:.1f} MB are free in {folder};"
+            " make room"
+        )
 
 
 @dataclass(frozen=True)
