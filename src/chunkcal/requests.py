@@ -130,11 +130,6 @@ def solution_grid(plan: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def solution_counts(plan: dict[str, Any]) -> list[int]:
-    """Count the solutions of each chunk, in time order."""
-    return solution_grid(plan)["counts"]
-
-
 def final_stage(plan: dict[str, Any]) -> str:
     """Name the stage whose chunks are joined."""
     return "apply" if plan["runs"]["apply"] else "preprocess"

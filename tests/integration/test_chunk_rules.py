@@ -333,7 +333,7 @@ def test_every_mode_is_solved_and_applied(small, tmp_path, mode):
     with h5py.File(merged) as file:
         tables = [group for group in file["sol000"].values() if isinstance(group, h5py.Group)]
         assert {len(group["time"]) for group in tables} == {7}
-    assert requests.solution_counts(plan) == [7]
+    assert requests.solution_grid(plan)["counts"] == [7]
     with ct.table(str(joined), ack=False) as table, ct.table(str(small), ack=False) as raw:
         good = ~table.getcol("FLAG")
         assert np.isfinite(table.getcol("DATA")[good]).all()

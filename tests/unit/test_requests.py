@@ -94,7 +94,7 @@ def test_calibrate():
 def test_several_solutions_per_interval():
     plan = make_plan()
     plan["solve"] |= {"solint": 4, "solutions_per_interval": 2, "interval_s": 32.0}
-    assert requests.solution_counts(plan) == [5, 5, 3]
+    assert requests.solution_grid(plan)["counts"] == [5, 5, 3]
     assert requests.expectation(plan, "calibrate", plan["chunks"][2])["first_time"] == 5217174000.0 + 10.5 * 32
 
 
