@@ -31,9 +31,6 @@ demo: env ## simulate two observations, calibrate them, say what was gained
 test: test-env ## run all tests
 	@$(BIN)/python -m pytest
 
-test-faults: test-env ## try every fault as often as docs/faults.md says
-	@CHUNKCAL_FAULT_REPEATS=full $(BIN)/python -m pytest tests/faults
-
 test-faults: test-env ## try every fault as often as docs/faults.md says (half an hour)
 	@CHUNKCAL_FAULT_REPEATS=full $(BIN)/python -m pytest tests/faults
 
