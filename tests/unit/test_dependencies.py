@@ -20,7 +20,9 @@ def test_conda_environment_has_the_locked_versions():
     lock = locked("requirements.lock")
     assert pinned == {name: lock[name] for name in pinned}
     wanted = re.findall(r'^    "([A-Za-z0-9_.-]+)[^"]*", #', (ROOT / "pyproject.toml").read_text(), flags=re.MULTILINE)
-    assert {name.lower() for name in wanted} - {"hypothesis", "pytest", "pytest-timeout", "ruff", "snakefmt"} == set(pinned)
+    assert {name.lower() for name in wanted} - {"hypothesis", "pytest", "pytest-timeout", "ruff", "snakefmt"} == set(
+        pinned
+    )
 
 
 def test_test_lock_extends_the_lock():

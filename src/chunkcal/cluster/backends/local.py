@@ -1,0 +1,59 @@
+"""Workers as processes of this machine."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from distributed import Client, LocalCluster
+from distributed.diagnostics.plugin import SchedulerPlugin
+
+from chunkcal.cluster.backends.base import Cluster
+from chunkcal.cluster.tls import make_security
+
+
+@asynccontextmanager
+async def open_local(settings: Mapping[str, Any], folder: Path, changed: Callable[[], None]) -> AsyncIterator[Cluster]:
+    """Workers are processes of this machine, each with ``threads_per_slot`` threads and one unit of ``resource``."""
+    security = make_security(folder)
+    async with (
+        LocalCluster(
+            n_workers=settings["n_slots"],
+            threads_per_worker=settings["threads_per_slot"],
+            processes=True,
+            resources={settings["resource"]: 1},
+            host="127.0.0.1",
+            protocol="tls://",
+            security=security,
+            # Port 0 and loopback for both: None opens a port all the same, a worker's even on all interfaces.
+            dashboard_address="127.0.0.1:0",
+            worker_dashboard_address="127.0.0.1:0",
+            # DP3 is a process of its own that dask's memory manager cannot see.
+            memory_limit=0,
+            local_directory=str(folder),
+            asynchronous=True,
+        ) as cluster,
+        Client(cluster, asynchronous=True, set_as_default=False) as client,
+    ):
+        scheduler = cluster.scheduler
+        scheduler.add_plugin(_Watch(changed))
+
+        async def workers() -> dict[str, Mapping[str, float]]:
+            return {worker.address: worker.resources for worker in scheduler.workers.values()}
+
+        yield Cluster(client, workers, cluster.scheduler_address, cluster.dashboard_link or None)
+
+
+class _Watch(SchedulerPlugin):
+    """Tells when workers come and go."""
+
+    def __init__(self, changed: Callable[[], None]) -> None:
+        self.changed = changed
+
+    def add_worker(self, **_: Any) -> None:
+        self.changed()
+
+    def remove_worker(self, **_: Any) -> None:
+        self.changed()
