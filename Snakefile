@@ -28,6 +28,6 @@ rule all:
     default_target: True
     input:
         expand(f"{OUT}/{{obs}}/{{obs}}.ms", obs=OBSERVATIONS),
-        expand(f"{OUT}/{{obs}}/solutions.h5", obs=OBSERVATIONS if CALIBRATE else []),
+        expand(f"{OUT}/{{obs}}/solutions/{{solve}}.h5", obs=OBSERVATIONS, solve=SOLVES),
         kept_chunks,
         f"{OUT}/report.html",

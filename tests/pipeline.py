@@ -1,4 +1,4 @@
-"""Run the pipeline as a user does, and plain DP3 as the reference to compare it with."""
+"""Run the pipeline as a user does, or its parts without a cluster; and plain DP3, to compare it with."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ import h5py
 import numpy as np
 import yaml
 
+from chunkcal import dp3, requests
+from chunkcal.join import dp3_times, join
+from chunkcal.merge import Grid, merge
 from tiny_ms import run_dp3
 
 ROOT = Path(__file__).parents[1]
@@ -54,6 +57,55 @@ def plain_dp3(folder: Path, *runs: Mapping[str, object]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for run in runs:
         run_dp3(folder, run)
+
+
+def run_request(folder: Path, request: Mapping[str, Any], **inputs: Path) -> Path:
+    """Run the DP3 runs of a request in `folder` as a worker does; return the product's path."""
+    folder.mkdir(parents=True)
+    links = request["links"] | {name.replace("in_ms", "in.ms"): str(path) for name, path in inputs.items()}
+    for name, target in links.items():
+        (folder / name).symlink_to(target)
+    if request["product"] == "solutions":
+        (folder / "solutions").mkdir()
+    for parset in request["parsets"]:
+        (folder / "parset").write_text(dp3.parset_text(parset))
+        done = subprocess.run(
+            dp3.argv(dp3.find_command("auto"), "parset", 1),
+            cwd=folder,
+            env={**os.environ, **dp3.environment(1, command_is_users=False)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=120,
+        )
+        if done.returncode:
+            raise AssertionError(f"{dp3.describe_failure(done.returncode, done.stdout)}\n{parset}")
+    return folder / request["product"]
+
+
+def run_chunks(folder: Path, plan: dict[str, Any]) -> tuple[Path, dict[str, Path]]:
+    """Run all stages of all chunks of a plan; return the joined MeasurementSet and the merged solutions by solve."""
+
+    def stage(stage: str, chunk: str, **inputs: Path) -> Path:
+        return run_request(folder / f"{stage}-{chunk}", requests.chunk_request(plan, stage, chunk)["run"], **inputs)
+
+    names = [chunk["name"] for chunk in plan["chunks"]]
+    parts = [stage("preprocess", name) for name in names]
+    merged = {}
+    if plan["solves"]:
+        folders = [stage("calibrate", name, in_ms=part) for name, part in zip(names, parts, strict=True)]
+        for solve in plan["solves"]:
+            merged[solve] = folder / f"{solve}.h5"
+            merge(
+                [chunk / f"{solve}.h5" for chunk in folders],
+                merged[solve],
+                Grid.of(**requests.solution_grid(plan, solve)),
+            )
+        links = {f"{solve}.h5": path for solve, path in merged.items()}
+        parts = [stage("apply", name, in_ms=part, **links) for name, part in zip(names, parts, strict=True)]
+    times = requests.join_times(plan)
+    join(parts, folder / "joined.ms", requests.join_expects(plan), times=times and dp3_times(**times))
+    return folder / "joined.ms", merged
 
 
 def columns(ms: Path, names: tuple[str, ...] = COLUMNS) -> dict[str, np.ndarray]:

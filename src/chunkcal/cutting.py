@@ -7,7 +7,7 @@ run over everything gives.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -44,20 +44,20 @@ class Length:
     note: str = ""
 
 
-def boundary_unit(pipeline: Pipeline, solve: Solve | None, given: SolveInput | None, observation: Observation) -> Unit:
+def boundary_unit(pipeline: Pipeline, solves: Sequence[Solve], given: SolveInput, observation: Observation) -> Unit:
     """Find where chunks of a configuration may begin.
 
     Parameters
     ----------
     pipeline : Pipeline
         The steps, from `stepdefaults.with_defaults`.
-    solve, given : Solve, SolveInput, optional
-        The solve that follows, and what it gets.
+    solves, given : sequence of Solve, SolveInput
+        The solves that follow, and what they get.
     observation : Observation
         What it runs on.
     """
     unit = pipeline.unit(observation)
-    if solve is not None and given is not None:
+    for solve in solves:
         unit = solve.unit(unit, given)
     notes = list(unit.rounding)
     if observation.missing:

@@ -9,7 +9,7 @@ import numpy as np
 from casacore.tables import table
 
 
-def measure_fit(raw: Path, corrected: Path, model: Path) -> dict[str, Any]:
+def measure_fit(raw: Path, corrected: Path, model: Path, residual: Path | None = None) -> dict[str, Any]:
     """Compare two MeasurementSets with the model visibilities of their first time slots.
 
     Parameters
@@ -18,6 +18,9 @@ def measure_fit(raw: Path, corrected: Path, model: Path) -> dict[str, Any]:
         A chunk before and after the solutions were applied; both have the same rows.
     model
         The model visibilities in DATA, for the first rows of the chunk, in the same order.
+    residual
+        With direction-dependent solutions: what remains of these rows when the model, as the solutions corrupt it, is
+        subtracted; it then takes the place of `corrected` minus `model`.
 
     Returns
     -------
@@ -28,17 +31,19 @@ def measure_fit(raw: Path, corrected: Path, model: Path) -> dict[str, Any]:
     """
     sums = np.zeros(3)
     count = 0
-    with _open(raw) as raw_ms, _open(corrected) as corrected_ms, _open(model) as model_ms:
+    with _open(raw) as raw_ms, _open(residual or corrected) as corrected_ms, _open(model) as model_ms:
         n_rows = model_ms.nrows()
         block = max(1, (1 << 22) // max(1, model_ms.getcell("DATA", 0).size)) if n_rows else 1
         for start in range(0, n_rows, block):
             rows = (start, min(block, n_rows - start))
             cross = model_ms.getcol("ANTENNA1", *rows) != model_ms.getcol("ANTENNA2", *rows)
             good = ~(raw_ms.getcol("FLAG", *rows) | corrected_ms.getcol("FLAG", *rows))[cross][..., _PARALLEL]
-            visibilities = [ms.getcol("DATA", *rows)[cross][..., _PARALLEL] for ms in (raw_ms, corrected_ms, model_ms)]
+            before, after, model_data = (
+                ms.getcol("DATA", *rows)[cross][..., _PARALLEL] for ms in (raw_ms, corrected_ms, model_ms)
+            )
+            left = after if residual else after - model_data
             sums += [
-                np.sum(np.abs(data[good].astype(complex)) ** 2)
-                for data in (visibilities[0] - visibilities[2], visibilities[1] - visibilities[2], visibilities[2])
+                np.sum(np.abs(data[good].astype(complex)) ** 2) for data in (before - model_data, left, model_data)
             ]
             count += int(good.sum())
     rms = np.sqrt(sums / count) if count else np.full(3, np.nan)

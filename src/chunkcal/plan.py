@@ -14,18 +14,20 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from chunkcal import chunkrules, dp3, requests, solves, stepdefaults
+from chunkcal import chunkrules, dp3, requests, stepdefaults, strategy
 from chunkcal.chunkrules import Unit
 from chunkcal.cutting import boundary_unit, choose_length, cut, refuse_inexact
 from chunkcal.errors import UserError
 from chunkcal.ms import Observation, read_observation
-from chunkcal.skymodel import SkyModel, read_patches
+from chunkcal.skymodel import read_patches
 from chunkcal.solves import Solve, SolveInput
 from chunkcal.steps import Pipeline, parse_steps, preprocess_run
+from chunkcal.strategy import Strategy
 
 # Memory of a DP3 process, measured with DP3 6.6: of the program, and of each visibility of a solution interval.
 DP3_BYTES = 91e6
-SOLVE_BYTES = 32 + 16  # 16 for each direction, of which there is one
+SOLVE_BYTES = 32
+DIRECTION_BYTES = 16
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,8 @@ class Plan:
         rows = [
             {"obs": obs, "chunk": chunk["name"]}
             | {key: value for key, value in chunk.items() if key != "name"}
-            | {"n_solutions": requests.n_solutions(plan, chunk) if plan["solve"] else 0, "exact": plan["exact"]}
+            | {f"n_{name}": requests.n_solutions(plan, name, chunk) for name in plan["solves"]}
+            | {"exact": plan["exact"]}
             for obs, plan in self.observations.items()
             for chunk in plan["chunks"]
         ]
@@ -86,8 +89,8 @@ def plan_observation(
     -------
     dict
         ``observation`` (as `Observation.to_dict`); ``unit`` (`Unit`), ``exact``, ``chunk_length``, ``notes``;
-        ``time_factor``; ``data`` (the pre-processed data); ``solve`` or None; ``runs`` by stage (None if not run);
-        ``memory_mb`` by stage; ``chunks`` (list of `Chunk`).
+        ``time_factor``; ``data`` (the pre-processed data); ``nan_weights``; ``solves`` by name; ``runs`` by stage
+        (None if not run); ``memory_mb`` by stage; ``chunks`` (list of `Chunk`).
     """
     observation = read_observation(
         entry["ms"],
@@ -95,17 +98,24 @@ def plan_observation(
         data_column=str(pipeline.ms_in.get("datacolumn", "DATA")),
         band=_band(pipeline),
     )
-    solve, given, sky = _solve(pipeline, observation, entry, sections.get("calibrate"))
-    own = solve.solint * pipeline.unit(observation).time_factor if solve else 1
+    given = _given(pipeline, observation)
+    calibration = _strategy(given, entry, sections)
+    solves = calibration.solves if calibration else ()
+    own = math.lcm(*(solve.solint for solve in solves)) * pipeline.unit(observation).time_factor
     pipeline = stepdefaults.with_defaults(pipeline, observation, solve_unit=own)
-    unit = boundary_unit(pipeline, solve, given, observation)
+    unit = boundary_unit(pipeline, solves, given, observation)
     length = choose_length(sections["chunks"], unit, observation)
     chunks = cut(observation, unit, length.n_slots)
     exact = refuse_inexact(unit, len(chunks), sections["chunks"].get("allow_approximate", False), observation.name)
-    runs = _runs(pipeline, solve, sky, entry, observation, sections, command_is_users)
-    notes = [*runs["preprocess"].pop("notes"), *(solve.notes if solve else ()), *([length.note] if length.note else ())]
+    runs = _runs(pipeline, calibration, observation, sections, command_is_users)
+    notes = [
+        *runs["preprocess"].pop("notes"),
+        *(note for solve in solves for note in solve.notes),
+        *_notes(calibration, sections.get("apply") or {}, pipeline.unit(observation).time_factor),
+        *([length.note] if length.note else ()),
+    ]
     interpolation = (sections.get("apply") or {}).get("interpolation", "linear")
-    if solve and interpolation == "linear" and len(chunks) > 1 and not observation.grid_is_exact:
+    if solves and interpolation == "linear" and len(chunks) > 1 and not observation.grid_is_exact:
         text = "linear interpolation follows the rounding of slot times (1 us), so the last bit of DATA may differ"
         unit = replace(unit, rounding=(*unit.rounding, f"apply: {text}; nearest does not"))
     data = _data(pipeline, observation, unit)
@@ -117,9 +127,10 @@ def plan_observation(
         "notes": notes,
         "time_factor": unit.time_factor,
         "data": data,
-        "solve": _solve_grid(solve, data) if solve else None,
+        "nan_weights": sections["calibrate"].get("nan_weights", "flag") if calibration else None,
+        "solves": {solve.name: _solve_grid(solve, data) for solve in solves},
         "runs": runs,
-        "memory_mb": _memory(pipeline, solve, observation, data),
+        "memory_mb": _memory(pipeline, solves, observation, data),
         "chunks": [asdict(chunk) for chunk in chunks],
     }
 
@@ -131,17 +142,12 @@ def _band(pipeline: Pipeline) -> int | None:
     return int(band) if band >= 0 else None
 
 
-def _solve(
-    pipeline: Pipeline, observation: Observation, entry: Mapping[str, Any], section: Mapping[str, Any] | None
-) -> tuple[Solve | None, SolveInput | None, SkyModel | None]:
-    if not section:
-        return None, None, None
-    if not entry.get("sky_model"):
-        raise UserError(f"{observation.name}: there is no sky model to calibrate against; set calibrate.sky_model")
+def _given(pipeline: Pipeline, observation: Observation) -> SolveInput:
+    """Describe the data that the first solve gets."""
     factor = pipeline.unit(observation).time_factor
     channels = stepdefaults.channels_after(pipeline, observation)
     keeps_stations = not any(step.type in ("filter", "stationadder") for step in pipeline.steps)
-    given = SolveInput(
+    return SolveInput(
         interval_s=observation.interval_s * factor,
         n_slots=-(-observation.n_slots // factor),
         channel_width_hz=observation.channel_width_hz * channels.factor,
@@ -149,14 +155,48 @@ def _solve(
         stations=observation.stations if keeps_stations else None,
         grid_is_exact=observation.grid_is_exact,
     )
-    return solves.resolve_solve(section["solves"][0], given), given, read_patches(entry["sky_model"])
+
+
+def _strategy(given: SolveInput, entry: Mapping[str, Any], sections: Mapping[str, Any]) -> Strategy | None:
+    section = sections.get("calibrate")
+    if not section:
+        return None
+    if not entry.get("sky_model"):
+        raise UserError(f"{entry['obs']}: there is no sky model to calibrate against; set calibrate.sky_model")
+    path = os.path.abspath(entry["sky_model"])
+    return strategy.resolve_strategy(section, path, read_patches(path), given, sections.get("extra_inputs_dir"))
+
+
+def _notes(calibration: Strategy | None, apply: Mapping[str, Any], time_factor: int) -> list[str]:
+    """Say what users should know of their strategy."""
+    if calibration is None:
+        return []
+    notes = []
+    if calibration.is_directional and not (apply.get("direction") or apply.get("subtract")):
+        names = ", ".join(solve.name for solve in calibration.passes[-1].solves)
+        notes.append(
+            f"apply: the solutions of {names} differ between directions and are left to the imager; set apply.direction"
+            " or apply.subtract to use them here"
+        )
+    intervals = sorted({solve.solint for solve in calibration.solves})
+    nested = [intervals[0]]
+    for interval in intervals[1:]:
+        nested.append(max(1, round(interval / nested[-1])) * nested[-1])
+    if math.lcm(*intervals) > max(nested):
+        notes.append(
+            f"calibrate: solution intervals of {_list(intervals)} slots make chunks multiples of"
+            f" {math.lcm(*intervals) * time_factor} slots; with {_list(nested)} it would be {max(nested) * time_factor}"
+        )
+    return notes
+
+
+def _list(numbers: Sequence[int]) -> str:
+    return ", ".join(map(str, numbers[:-1])) + f" and {numbers[-1]}"
 
 
 def _runs(
     pipeline: Pipeline,
-    solve: Solve | None,
-    sky: SkyModel | None,
-    entry: Mapping[str, Any],
+    calibration: Strategy | None,
     observation: Observation,
     sections: Mapping[str, Any],
     command_is_users: bool,
@@ -168,12 +208,11 @@ def _runs(
         path for name, path in preprocess["links"].items() if name != "in.ms" and not path.startswith(wheels)
     ]
     runs: dict[str, Any] = {"preprocess": preprocess} | dict.fromkeys(requests.STAGES[1:])
-    if solve is not None and sky is not None:
-        path = os.path.abspath(entry["sky_model"])
-        runs["calibrate"] = solves.calibrate_run(solve, path, sky, base)
-        runs["apply"] = solves.apply_run(solve, (sections.get("apply") or {}).get("interpolation", "linear"))
-        # The worker measures the fit against the model that DP3 writes, and leaves the figures.
-        runs["fit"] = solves.model_run(solve, path, sky) | {"product": "fit.json"}
+    if calibration is not None:
+        settings = sections.get("apply") or {}
+        runs["calibrate"] = strategy.calibrate_run(calibration, base)
+        runs["apply"] = strategy.apply_run(calibration, settings)
+        runs["fit"] = strategy.fit_run(calibration, settings)
     return runs
 
 
@@ -214,6 +253,8 @@ def _solve_grid(solve: Solve, data: Mapping[str, Any]) -> dict[str, Any]:
         "name": solve.name,
         "mode": solve.mode,
         "solint": solve.solint,
+        "n_directions": len(solve.directions),
+        "process": list(solve.process),
         "solutions_per_interval": per_interval,
         "start_s": data["first_time"] - 0.5 * data["interval_s"],
         "interval_s": data["interval_s"] * (solve.solint // per_interval),
@@ -221,7 +262,7 @@ def _solve_grid(solve: Solve, data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _memory(
-    pipeline: Pipeline, solve: Solve | None, observation: Observation, data: Mapping[str, Any]
+    pipeline: Pipeline, solves: Sequence[Solve], observation: Observation, data: Mapping[str, Any]
 ) -> dict[str, int]:
     """Estimate the memory of one DP3 process of each stage, MB."""
     raw = observation.n_baselines * observation.n_channels * observation.n_correlations
@@ -229,8 +270,9 @@ def _memory(
         chunkrules.integer(step.parameters, "timewindow", 1) for step in pipeline.steps if step.type == "aoflagger"
     ]
     estimates = {"preprocess": DP3_BYTES + stepdefaults.AOFLAGGER_BYTES * max(windows, default=0) * raw}
-    if solve is not None:
+    if solves:
         n_visibilities = data["max_baselines"] * data["max_channels"] * data["n_correlations"]
-        solving = SOLVE_BYTES * solve.solint * n_visibilities
-        estimates |= {"calibrate": DP3_BYTES + solving, "apply": DP3_BYTES, "fit": DP3_BYTES}
+        # The solves of a pass hold their own intervals; that passes follow each other is left out of account.
+        solving = sum((SOLVE_BYTES + DIRECTION_BYTES * len(solve.directions)) * solve.solint for solve in solves)
+        estimates |= {"calibrate": DP3_BYTES + solving * n_visibilities, "apply": DP3_BYTES, "fit": DP3_BYTES}
     return {stage: math.ceil(size / 1e6) for stage, size in estimates.items()}

@@ -97,6 +97,52 @@ def verify_ms(path: str | os.PathLike, expect: Mapping[str, float]) -> dict:
         }
 
 
+def settle_nan_weights(path: str | os.PathLike, policy: str) -> int:
+    """Flag visibilities whose WEIGHT_SPECTRUM is not finite, and give them the weight 0.
+
+    DDECal would make all solutions of their stations NaN (tried with DP3 6.6).
+
+    Parameters
+    ----------
+    path : path
+        A product that nobody else uses yet.
+    policy : {"flag", "refuse"}
+        The configuration's ``calibrate.nan_weights``.
+
+    Returns
+    -------
+    int
+        Number of visibilities.
+
+    Raises
+    ------
+    ProductError
+        There are some, and the policy is refuse.
+    """
+    count = 0
+    with opened(path) as table:
+        n_rows = int(table.nrows())
+        cell = int(np.prod(np.shape(_column(table, path, "FLAG", 0, 1)))) if n_rows else 1
+        step = max(1, _BLOCK_BYTES // (4 * cell))
+        blocks = [(start, min(step, n_rows - start)) for start in range(0, n_rows, step)]
+        bad = {start: ~np.isfinite(_column(table, path, "WEIGHT_SPECTRUM", start, n)) for start, n in blocks}
+        bad = {start: where for start, where in bad.items() if where.any()}
+        count = sum(int(where.sum()) for where in bad.values())
+    if count and policy == "refuse":
+        raise ProductError(
+            f"{path}: {count} weights are NaN, which would make the solutions of their stations NaN; set"
+            " calibrate.nan_weights: flag, or repair WEIGHT_SPECTRUM of the input"
+        )
+    if count:
+        with ct.table(str(path), readonly=False, ack=False) as table:
+            for start, where in bad.items():
+                for name, value in (("FLAG", True), ("WEIGHT_SPECTRUM", 0.0)):
+                    column = table.getcol(name, start, len(where))
+                    column[where] = value
+                    table.putcol(name, column, start, len(where))
+    return count
+
+
 def flag_fractions(path: str | os.PathLike, row_start: int = 0, n_rows: int | None = None) -> dict:
     """Count the flags of a MeasurementSet or of a range of its rows, block by block.
 

@@ -142,7 +142,7 @@ def _observation(result: Result, budget: _Budget) -> dict[str, Any]:
 
 def _outputs(result: Result) -> list[tuple[str, Path | None]]:
     data = ("calibrated data" if result.is_calibrated else "pre-processed data", result.ms)
-    return [data, ("solutions", result.solutions)] if result.is_calibrated else [data]
+    return [data, *((f"solutions, {name}", result.solutions.get(name)) for name in result.plan["solves"])]
 
 
 def _absolute(path: Path | None) -> str | None:
@@ -221,11 +221,12 @@ def _steps(plan: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
         if not run:
             continue
         steps = []
-        for name in run["parset"].get("steps", "").strip("[]").split(","):
-            own = {k[len(name) + 1 :]: v for k, v in run["parset"].items() if name and k.startswith(f"{name}.")}
-            kind = own.pop("type", name)
-            shown = [f"{k} {v if len(v) <= _LONG else '…'}" for k, v in own.items()]
-            steps.append(f"{kind} ({', '.join(shown)})" if shown else kind)
+        for parset in run["parsets"]:
+            for name in parset.get("steps", "").strip("[]").split(","):
+                own = {k[len(name) + 1 :]: v for k, v in parset.items() if name and k.startswith(f"{name}.")}
+                kind = own.pop("type", name)
+                shown = [f"{k} {v if len(v) <= _LONG else '…'}" for k, v in own.items()]
+                steps.append(f"{kind} ({', '.join(shown)})" if shown else kind)
         stages.append((stage, [step for step in steps if step] or ["copy"]))
     return stages
 
@@ -262,12 +263,23 @@ def _flag_tables(result: Result) -> dict[str, Any] | None:
 def _solution_figures(result: Result, budget: _Budget) -> tuple[list[Figure], list[str]]:
     if not result.is_calibrated:
         return [], ["Nothing was calibrated."]
-    if result.solutions is None:
-        return [], ["The merged solutions are missing."]
+    figures, notes = [], []
+    for name in result.plan["solves"]:
+        if name not in result.solutions:
+            notes.append(f"The merged solutions of {name} are missing.")
+            continue
+        own, own_notes = _figures_of(result, name, budget)
+        figures += own
+        notes += own_notes
+    return figures, notes
+
+
+def _figures_of(result: Result, name: str, budget: _Budget) -> tuple[list[Figure], list[str]]:
+    """Draw the solutions of one solve."""
     try:
-        described = h5parm.describe(result.solutions)
+        described = h5parm.describe(result.solutions[name])
     except UserError as error:
-        return [], [f"The solutions cannot be drawn: {error}"]
+        return [], [f"The solutions of {name} cannot be drawn: {error}"]
     figures, notes = [], []
     for solset, tables in described.solsets.items():
         # Phases first: they show at a glance whether calibration worked.
@@ -279,7 +291,7 @@ def _solution_figures(result: Result, budget: _Budget) -> tuple[list[Figure], li
                 if budget.left <= 0:
                     return figures, [*notes, "Further solutions are not drawn, to keep the page small."]
                 try:
-                    figure = _solution_figure(result, solset, table, direction)
+                    figure = _solution_figure(result, name, solset, table, direction)
                 except (OSError, KeyError, ValueError) as error:
                     notes.append(f"{table.name} cannot be drawn ({error}).")
                     continue
@@ -288,10 +300,12 @@ def _solution_figures(result: Result, budget: _Budget) -> tuple[list[Figure], li
     return figures, notes
 
 
-def _solution_figure(result: Result, solset: str, table: h5parm.Soltab, direction: int) -> Figure:
-    solutions = plots.read_solutions(result.solutions, solset, table, direction)
+def _solution_figure(result: Result, name: str, solset: str, table: h5parm.Soltab, direction: int) -> Figure:
+    solutions = plots.read_solutions(result.solutions[name], solset, table, direction)
     span = span_of(result.plan)
-    title = f"{table.kind.capitalize()} of each station"
+    solve = f"{name}: " if len(result.plan["solves"]) > 1 else ""
+    title = f"{solve}{table.kind} of each station"
+    title = title[0].upper() + title[1:]
     if table.length("dir") > 1:
         title += f", direction {table.directions[direction] if table.directions else direction}"
     without = solutions.without

@@ -47,22 +47,24 @@ def chunk_request(plan: dict[str, Any], stage: str, chunk: str) -> dict[str, Any
     Returns
     -------
     dict
-        ``run`` (``parset``, ``links``, ``product``) without the links to products of earlier stages; ``expect``: what
-        the product must be, with ``kind`` (``ms``, ``h5parm`` or ``fit``), ``first_time`` (MJD s), ``interval_s``, and
-        ``n_slots`` or ``n_solutions``; for an ms also ``n_baselines`` and ``n_channels``, None if only DP3 can tell,
-        and for the first stage ``row_start`` and ``n_rows`` of its input.
+        ``run`` (``parsets``, ``links``, ``product``) without the links to products of earlier stages; ``expect``: what
+        the product must be, with ``kind`` (``ms``, ``h5parms`` or ``fit``). For h5parms, ``solves`` has ``first_time``
+        (MJD s), ``interval_s`` and ``n_solutions`` of each by name. For the others there are ``first_time``,
+        ``interval_s`` and ``n_slots``; ``n_baselines`` and ``n_channels``, None if only DP3 can tell; and for the
+        first stage ``row_start`` and ``n_rows`` of its input, and ``nan_weights``: None, or what to do about them.
     """
     found = find_chunk(plan, chunk)
     run = plan["runs"][stage]
-    parset = dict(run["parset"])
     expect = expectation(plan, stage, found)
+    selection: dict[str, str] = {}
     if stage == "preprocess":
-        time_range = chunk_time_range(plan["observation"], found)
-        parset = {"msin": parset.pop("msin"), **time_range, **parset}
+        selection = chunk_time_range(plan["observation"], found)
         expect |= {"row_start": found["row_start"], "n_rows": found["n_rows"]}  # to count the flags of the input
+        expect["nan_weights"] = plan["nan_weights"]
     elif stage == "fit":
-        parset["msin.ntimes"] = str(expect["n_slots"])
-    return {"run": {"parset": parset, "links": run["links"], "product": run["product"]}, "expect": expect}
+        selection = {"msin.ntimes": str(expect["n_slots"])}
+    parsets = [{"msin": parset["msin"], **selection, **parset} for parset in run["parsets"]]
+    return {"run": {"parsets": parsets, "links": run["links"], "product": run["product"]}, "expect": expect}
 
 
 def chunk_time_range(observation: dict[str, Any], chunk: dict[str, Any]) -> dict[str, str]:
@@ -89,17 +91,11 @@ def start_time_text(mjd_s: float) -> str:
 
 def expectation(plan: dict[str, Any], stage: str, chunk: dict[str, Any]) -> dict[str, Any]:
     """Say what a stage must make of a chunk; see `chunk_request`."""
-    data, solve = plan["data"], plan["solve"]
+    data = plan["data"]
     first = chunk["start_slot"] // plan["time_factor"]
     n_slots = -(-chunk["n_slots"] // plan["time_factor"])
     if stage == "calibrate":
-        first_solution = first // solve["solint"] * solve["solutions_per_interval"]
-        return {
-            "kind": "h5parm",
-            "first_time": solve["start_s"] + (first_solution + 0.5) * solve["interval_s"],
-            "interval_s": solve["interval_s"],
-            "n_solutions": n_solutions(plan, chunk),
-        }
+        return {"kind": "h5parms", "solves": {name: _solutions(plan, name, chunk) for name in plan["solves"]}}
     shape = {"n_baselines": data["n_baselines"], "n_channels": data["n_channels"]}
     if stage == "fit":
         n_visibilities = data["max_baselines"] * data["max_channels"] * data["n_correlations"]
@@ -113,20 +109,38 @@ def expectation(plan: dict[str, Any], stage: str, chunk: dict[str, Any]) -> dict
     }
 
 
-def n_solutions(plan: dict[str, Any], chunk: dict[str, Any]) -> int:
-    """Count the solutions of a chunk; the last interval may be short."""
-    solve = plan["solve"]
+def _solutions(plan: dict[str, Any], name: str, chunk: dict[str, Any]) -> dict[str, Any]:
+    """Say where the solutions of one solve lie in a chunk."""
+    solve = plan["solves"][name]
+    first = first_solution(plan, name, chunk)
+    return {
+        "first_time": solve["start_s"] + (first + 0.5) * solve["interval_s"],
+        "interval_s": solve["interval_s"],
+        "n_solutions": n_solutions(plan, name, chunk),
+    }
+
+
+def first_solution(plan: dict[str, Any], name: str, chunk: dict[str, Any]) -> int:
+    """Give the index of the first solution of a chunk in the merged table of a solve."""
+    solve = plan["solves"][name]
+    return chunk["start_slot"] // plan["time_factor"] // solve["solint"] * solve["solutions_per_interval"]
+
+
+def n_solutions(plan: dict[str, Any], name: str, chunk: dict[str, Any]) -> int:
+    """Count the solutions of a solve in a chunk; the last interval may be short."""
+    solve = plan["solves"][name]
     n_slots = -(-chunk["n_slots"] // plan["time_factor"])
     return -(-n_slots * solve["solutions_per_interval"] // solve["solint"])
 
 
-def solution_grid(plan: dict[str, Any]) -> dict[str, Any]:
-    """Give the arguments of `merge.Grid.of`: what the chunks' solutions must cover, exactly once."""
+def solution_grid(plan: dict[str, Any], name: str) -> dict[str, Any]:
+    """Give the arguments of `merge.Grid.of` for a solve: what its chunks must cover, exactly once."""
+    solve = plan["solves"][name]
     return {
         "names": [chunk["name"] for chunk in plan["chunks"]],
-        "counts": [n_solutions(plan, chunk) for chunk in plan["chunks"]],
-        "start_s": plan["solve"]["start_s"],
-        "interval_s": plan["solve"]["interval_s"],
+        "counts": [n_solutions(plan, name, chunk) for chunk in plan["chunks"]],
+        "start_s": solve["start_s"],
+        "interval_s": solve["interval_s"],
     }
 
 
@@ -157,6 +171,7 @@ def join_times(plan: dict[str, Any]) -> dict[str, Any] | None:
     }
 
 
-def step_files(plan: dict[str, Any]) -> list[str]:
-    """List the user's files that pre-processing reads: solutions, sky models, strategies."""
-    return plan["runs"]["preprocess"]["files"]
+def step_files(plan: dict[str, Any], stage: str) -> list[str]:
+    """List the user's files that a stage reads besides its data: solutions, sky models, strategies."""
+    run = plan["runs"][stage]
+    return run["files"] if "files" in run else [path for name, path in run["links"].items() if name.endswith(".h5")]

@@ -95,8 +95,10 @@ class Result:
         ``raw`` (input), ``preprocess`` and ``apply`` (after these stages), as far as there are records.
     fit : Fit or None
         None when nothing was calibrated or no fit was found.
-    solutions, ms : Path or None
-        The merged h5parm and the joined MeasurementSet, if they exist.
+    solutions : dict of str to Path
+        The merged h5parms that exist, by solve.
+    ms : Path or None
+        The joined MeasurementSet, if it exists.
     problems : list of str
         What is missing or unreadable.
     """
@@ -105,14 +107,14 @@ class Result:
     plan: Mapping[str, Any]
     flags: dict[str, Flags] = field(default_factory=dict)
     fit: Fit | None = None
-    solutions: Path | None = None
+    solutions: dict[str, Path] = field(default_factory=dict)
     ms: Path | None = None
     problems: list[str] = field(default_factory=list)
 
     @property
     def is_calibrated(self) -> bool:
         """Whether calibration was part of the plan."""
-        return bool(self.plan.get("solve"))
+        return bool(self.plan.get("solves"))
 
     @property
     def final(self) -> Flags | None:
@@ -181,7 +183,7 @@ def collect(
         observations.json.
     records, fits, solutions, measurement_sets
         Files as the workflow lays them out, ``<obs>/<stage>/<chunk>.json``, ``<obs>/fit/<chunk>.fit.json``,
-        ``<obs>/solutions.h5`` and ``<obs>/<obs>.ms``; the observation is taken from the path.
+        ``<obs>/solutions/<solve>.h5`` and ``<obs>/<obs>.ms``; the observation is taken from the path.
 
     Raises
     ------
@@ -203,10 +205,12 @@ def collect(
             by_obs.setdefault(path.parts[-3], []).append(found)
     for name, found in by_obs.items():
         run.observations[name].fit = _pool(found)
-    for kind, paths in (("solutions", solutions), ("ms", measurement_sets)):
-        for path in map(Path, paths):
-            if path.exists() and path.parent.name in run.observations:
-                setattr(run.observations[path.parent.name], kind, path)
+    for path in map(Path, measurement_sets):
+        if path.exists() and path.parent.name in run.observations:
+            run.observations[path.parent.name].ms = path
+    for path in map(Path, solutions):
+        if path.exists() and path.parent.parent.name in run.observations:
+            run.observations[path.parent.parent.name].solutions[path.stem] = path
     for result in run.observations.values():
         _note_missing(result)
     run.tasks.sort(key=lambda task: (task.start, task.obs, task.stage))
@@ -233,7 +237,7 @@ def collect_folder(folder: str | os.PathLike) -> Run:
         plan,
         [path for obs in names for stage in STAGES for path in sorted((folder / obs / stage).glob("t*[0-9].json"))],
         [path for obs in names for path in sorted((folder / obs / "fit").glob("*.fit.json"))],
-        [folder / obs / "solutions.h5" for obs in names],
+        [path for obs in names for path in (folder / obs / "solutions").glob("*.h5")],
         [folder / obs / f"{obs}.ms" for obs in names],
     )
 
@@ -288,7 +292,8 @@ def _pool(fits: Sequence[Mapping[str, Any]]) -> Fit:
 def _note_missing(result: Result) -> None:
     if result.ms is None:
         result.problems.append("the output MeasurementSet is missing")
-    if result.is_calibrated and result.solutions is None:
-        result.problems.append("the merged solutions are missing")
+    for name in result.plan.get("solves", {}):
+        if name not in result.solutions:
+            result.problems.append(f"the merged solutions of {name} are missing")
     if result.is_calibrated and result.fit is None:
         result.problems.append("no fit to the model was measured")

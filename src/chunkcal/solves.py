@@ -1,22 +1,20 @@
-"""The DP3 runs of calibration: one direction-independent DDECal solve, its application, and the model to compare."""
+"""One solve of a strategy: from seconds, Hz and patches to DDECal's parameters, and what it writes.
+
+`strategy` puts solves together and makes the DP3 runs of them.
+"""
 
 from __future__ import annotations
 
 import difflib
+import fnmatch
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from chunkcal import chunkrules, parameters
+from chunkcal import chunkrules, h5parm, parameters
 from chunkcal.errors import UserError
 from chunkcal.skymodel import SkyModel
-
-SOLVE = "solve1"  # DP3's name of the solve step
-APPLY = "apply1"
-PREDICT = "predict1"
-SKY = "sky.skymodel"  # DP3 reads a text sky model only under this ending, or .txt
-SOLUTIONS = "solutions.h5"
 
 FULL_JONES = ("fulljones",)
 _AMPLITUDE, _PHASE = ("amplitude000",), ("phase000",)
@@ -53,26 +51,42 @@ _DIAGONALS = {mode: MODES[mode] for mode in MODES if mode.startswith(("diagonal"
 _BAND_MODES = {"faradayrotation", "tec", "tec+delay", "tec+phase", "tec+phase+delay"}
 _OWN_KEYS = {
     "antennaconstraint": "antenna_constraint",
-    "directions": "the solve is direction-independent",
+    "directions": "directions",
     "h5parm": "products have fixed names",
-    "keepmodel": "nothing comes after the solve",
+    "initialsolutions": "initial_solutions",
+    "keepmodel": "the solves of a strategy share their model already",
     "maxiter": "maxiter",
     "mode": "mode",
     "modelnextsteps": "its steps could not be given",
     "nchan": "solution_bandwidth_hz",
     "onlypredict": "it would write into the chunk",
-    "reusemodel": "nothing comes before the solve",
+    "reusemodel": "the solves of a strategy share their model already",
     "smoothnessconstraint": "smoothness_hz",
+    "smoothnessreffrequency": "smoothness_reference_hz",
     "solint": "solint_s",
     "solveralgorithm": "solver_algorithm",
     "sourcedb": "calibrate.sky_model",
     "statfilename": "it would not be kept",
     "stepsize": "stepsize",
-    "storebuffer": "nothing comes after the solve",
-    "subtract": "it would write into the chunk",
+    "storebuffer": "solutions are applied from the merged file",
+    "subtract": "apply.subtract",
     "tolerance": "tolerance",
     "type": "the solve is DDECal's",
     "uvlambdamin": "min_uv_lambda",
+}
+
+
+# What a solve says about its model. Solves that share a model must agree on it.
+MODEL_KEYS = {
+    "beam_interval",
+    "beammode",
+    "beamproximitylimit",
+    "correctfreqsmearing",
+    "correcttimesmearing",
+    "elementmodel",
+    "onebeamperpatch",
+    "usebeammodel",
+    "usechannelfreq",
 }
 
 
@@ -90,69 +104,127 @@ class SolveInput:
 
 @dataclass(frozen=True)
 class Solve:
-    """A solve as DP3 gets it: its DDECal parameters but for the files, and what was rounded."""
+    """A solve as DP3 gets it.
+
+    Attributes
+    ----------
+    solint : int
+        Slots of the pre-processed data.
+    parameters : mapping
+        DDECal's, but for directions and what belongs to the strategy; files are absolute paths.
+    directions : tuple of tuple of str
+        The patches of each direction; one direction makes the solve direction-independent.
+    preapply : tuple of str
+        Absolute paths of h5parms that are applied before it.
+    process : tuple
+        What is done to the merged solutions before they are applied.
+    notes : tuple of str
+        What was rounded.
+    """
 
     name: str
     mode: str
     solint: int
     parameters: Mapping[str, Any]
-    notes: tuple[str, ...]
+    directions: tuple[tuple[str, ...], ...] = ((),)
+    preapply: tuple[str, ...] = ()
+    process: tuple[Mapping[str, Any], ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def is_directional(self) -> bool:
+        """Whether there is more than one direction."""
+        return len(self.directions) > 1
+
+    @property
+    def model(self) -> dict[str, Any]:
+        """What the solve says about its model."""
+        return {key: value for key, value in self.parameters.items() if key in MODEL_KEYS}
 
     def unit(self, before: chunkrules.Unit, given: SolveInput) -> chunkrules.Unit:
-        """Add the solve to the boundary unit of the steps before it."""
+        """Add the solve to the boundary unit; `before` is that of the pre-processing and of the solves so far."""
         data = chunkrules.Input(given.interval_s, given.n_slots, given.grid_is_exact)
         return before.after(f"solve {self.name}", chunkrules.effect_of("ddecal", self.parameters, data))
 
 
-def resolve_solve(solve: Mapping[str, Any], given: SolveInput) -> Solve:
+def resolve_solve(
+    solve: Mapping[str, Any], given: SolveInput, sky: SkyModel, extra_inputs_dir: str | None = None
+) -> Solve:
     """Turn a solve of the configuration into DDECal's parameters.
 
     ``solint_s`` and ``solution_bandwidth_hz`` are rounded to whole slots and channels of the pre-processed data, at
     least one; a bandwidth of 0 is one solution over the band, except in modes that fit a law over frequency (tec,
     delay, Faraday rotation) or smooth it, which need single channels for that.
 
+    Parameters
+    ----------
+    solve
+        An entry of ``calibrate.solves``.
+    given
+        The data that it gets.
+    sky
+        The sky model; its patches are what directions are made of.
+    extra_inputs_dir
+        Folder of relative paths.
+
     Raises
     ------
     UserError
-        A mode that DDECal does not have, a station that the data do not have, or a parameter that is set elsewhere.
+        A mode that DDECal does not have, an interval longer than the observation, a station or patch that there is
+        not, an h5parm that does not fit, or a parameter that is set elsewhere.
     """
     name = solve.get("name", "gain")
     where = f"calibrate.solves, solve {name}"
     mode = _mode(where, solve["mode"])
     notes: list[str] = []
     solint = _whole(f"{where}: solint_s", solve["solint_s"], given.interval_s, "s", "slots", notes)
-    smooth = float(solve.get("smoothness_hz") or 0)
-    bandwidth = float(solve.get("solution_bandwidth_hz") or 0)
-    if bandwidth:
-        n_channels = _whole(
-            f"{where}: solution_bandwidth_hz", bandwidth, given.channel_width_hz, "Hz", "channels", notes
+    if solint > given.n_slots:
+        raise UserError(
+            f"{where}: solint_s {solve['solint_s']:g} s is longer than the observation"
+            f" ({given.n_slots * given.interval_s:.6g} s); give at most that"
         )
-    else:
-        n_channels = 1 if mode in _BAND_MODES or smooth else 0
-    values: dict[str, Any] = {"mode": mode, "solint": solint, "nchan": n_channels}
-    for key, own in (
-        ("maxiter", "maxiter"),
-        ("tolerance", "tolerance"),
-        ("stepsize", "stepsize"),
-        ("solver_algorithm", "solveralgorithm"),
-    ):
-        if solve.get(key) is not None:
-            values[own] = solve[key]
-    if smooth:
-        values["smoothnessconstraint"] = smooth
-    if solve.get("min_uv_lambda"):
-        values["uvlambdamin"] = solve["min_uv_lambda"]
-    groups = solve.get("antenna_constraint") or []
+    values = {"mode": mode, "solint": solint, "nchan": _n_channels(where, solve, mode, given, notes)}
+    values |= {own: solve[key] for key, own in _OPTIONS.items() if solve.get(key)}
+    groups = _groups(where, solve.get("antenna_constraint") or [], given.stations)
     if groups:
-        _refuse_groups(where, groups, given.stations)
         values["antennaconstraint"] = groups
+    initial = solve.get("initial_solutions")
+    if initial:
+        path = _table(f"{where}: initial_solutions", initial, given.stations, extra_inputs_dir)
+        values["initialsolutions.h5parm"] = path
+        values["initialsolutions.soltab"] = _initial_tables(f"{where}: initial_solutions", path)
     for key, value in parameters.flatten(f"{where}: extra", solve.get("extra")).items():
         reason = _OWN_KEYS.get(key) or _OWN_KEYS.get(key.partition(".")[0])
         if reason:
-            hint = f"set {reason}" if reason in solve or reason.startswith("calibrate.") else reason
+            hint = f"set {reason}" if reason in _CONFIG_KEYS or "." in reason else reason
             raise UserError(f"{where}: extra.{key} cannot be set: {hint}")
         values[key] = value
-    return Solve(name, mode, solint, values, tuple(notes))
+    preapply = solve.get("preapply") or []
+    return Solve(
+        name,
+        mode,
+        solint,
+        values,
+        _directions(where, solve.get("directions", "independent"), sky),
+        tuple(_table(f"{where}: preapply", path, given.stations, extra_inputs_dir) for path in preapply),
+        tuple(solve.get("process") or ()),
+        tuple(notes),
+    )
+
+
+# Keys of the configuration that are DDECal's under another name; what is not set is left to DP3.
+_OPTIONS = {
+    "maxiter": "maxiter",
+    "tolerance": "tolerance",
+    "stepsize": "stepsize",
+    "solver_algorithm": "solveralgorithm",
+    "smoothness_hz": "smoothnessconstraint",
+    "smoothness_reference_hz": "smoothnessreffrequency",
+    "min_uv_lambda": "uvlambdamin",
+}
+_CONFIG_KEYS = {*_OPTIONS, "antenna_constraint", "directions", "initial_solutions", "mode", "solint_s"} | {
+    "solution_bandwidth_hz"
+}
 
 
 def _mode(where: str, mode: Any) -> str:
@@ -165,6 +237,14 @@ def _mode(where: str, mode: Any) -> str:
     raise UserError(f"{where}: DDECal has no mode {mode!r}; {hint}")
 
 
+def _n_channels(where: str, solve: Mapping[str, Any], mode: str, given: SolveInput, notes: list[str]) -> int:
+    bandwidth = float(solve.get("solution_bandwidth_hz") or 0)
+    if bandwidth:
+        what = f"{where}: solution_bandwidth_hz"
+        return _whole(what, bandwidth, given.channel_width_hz, "Hz", "channels", notes)
+    return 1 if mode in _BAND_MODES or solve.get("smoothness_hz") else 0
+
+
 def _whole(where: str, wanted: float, step: float, unit: str, things: str, notes: list[str]) -> int:
     """Round to whole steps, at least one, and say so if that changes much."""
     n = max(1, math.floor(wanted / step + 0.5))
@@ -175,51 +255,61 @@ def _whole(where: str, wanted: float, step: float, unit: str, things: str, notes
     return n
 
 
-def _refuse_groups(where: str, groups: Sequence[Sequence[str]], stations: tuple[str, ...] | None) -> None:
+def _groups(where: str, groups: Sequence[Sequence[str]], stations: tuple[str, ...] | None) -> list[list[str]]:
+    """Find the stations of each group; a name may be a pattern such as CS*."""
+    found = []
     for group in groups:
-        unknown = [station for station in group if stations is not None and station not in stations]
-        if unknown:
-            raise UserError(f"{where}: antenna_constraint names {unknown[0]}, which is no station of the data")
-        if len(set(group)) < 2:
+        names: list[str] = []
+        for pattern in group:
+            own = [pattern] if stations is None else fnmatch.filter(stations, pattern)
+            if not own:
+                raise UserError(f"{where}: antenna_constraint names {pattern}, which is no station of the data")
+            names += [name for name in own if name not in names]
+        if len(names) < 2:
             raise UserError(f"{where}: antenna_constraint: the group {list(group)} needs two stations or more")
+        found.append(names)
+    return found
 
 
-def calibrate_run(
-    solve: Solve, sky_model: str, sky: SkyModel, extra_inputs_dir: str | None = None, product: str = SOLUTIONS
-) -> dict[str, Any]:
-    """Make the DP3 run that solves one chunk; no MeasurementSet is written.
+def _directions(where: str, wanted: Any, sky: SkyModel) -> tuple[tuple[str, ...], ...]:
+    if wanted == "independent":
+        return (tuple(sky.patches),)
+    if wanted == "patches":
+        return tuple((patch,) for patch in sky.patches)
+    directions = tuple((item,) if isinstance(item, str) else tuple(item) for item in wanted)
+    taken: set[str] = set()
+    for patch in (patch for direction in directions for patch in direction):
+        if patch not in sky.patches:
+            near = difflib.get_close_matches(patch, sky.patches, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(sky.patches[:10])}"
+            raise UserError(f"{where}: directions: the sky model has no patch {patch}; {hint}")
+        if patch in taken:
+            raise UserError(f"{where}: directions names the patch {patch} twice; name it once")
+        taken.add(patch)
+    return directions
 
-    Parameters
-    ----------
-    solve : Solve
-        From `resolve_solve`.
-    sky_model : str
-        Absolute path of the text sky model.
-    sky : SkyModel
-        What it holds: all its patches are one direction.
-    extra_inputs_dir : str, optional
-        Folder of relative paths in `extra`.
-    product : str
-        Name of the h5parm.
 
-    Returns
-    -------
-    dict
-        ``parset``, ``links`` and ``product``. The link ``in.ms`` is the caller's to add.
-    """
-    where = f"calibrate.solves, solve {solve.name}: extra"
-    values, links, _ = parameters.link_files(where, "ddecal", SOLVE, solve.parameters, extra_inputs_dir)
-    parset = {
-        "msin": "in.ms",
-        "msout": "",
-        "steps": f"[{SOLVE}]",
-        f"{SOLVE}.type": "ddecal",
-        f"{SOLVE}.sourcedb": SKY,
-        f"{SOLVE}.directions": parameters.value_text(where, [list(sky.patches)]),
-        f"{SOLVE}.h5parm": product,
-    }
-    parset |= {f"{SOLVE}.{key}": parameters.value_text(f"{where}.{key}", value) for key, value in values.items()}
-    return {"parset": parset, "links": {SKY: sky_model, **links}, "product": product}
+def _table(where: str, value: str, stations: tuple[str, ...] | None, base: str | None) -> str:
+    """Find a user's h5parm, and make sure that it knows all stations."""
+    path = parameters.find_file(where, value, base)
+    for tables in h5parm.describe(path).solsets.values():
+        for table in tables:
+            missing = [name for name in stations or () if table.antennas and name not in table.antennas]
+            if missing:
+                raise UserError(
+                    f"{where}: {path} has no solutions for {', '.join(missing[:5])}"
+                    f"{' and others' if len(missing) > 5 else ''} in {table.name}; DP3 needs them for all stations"
+                )
+    return str(path)
+
+
+def _initial_tables(where: str, path: str) -> list[str]:
+    """Name the tables that DDECal starts from: what one solution set holds of amplitudes and phases, or the like."""
+    solsets = h5parm.describe(path).solsets
+    if len(solsets) != 1:
+        raise UserError(f"{where}: {path} has the solution sets {', '.join(solsets)}; give a file with one")
+    (tables,) = solsets.values()
+    return [table.name for table in sorted(tables, key=lambda table: table.name) if table.kind != "error"]
 
 
 def corrections(solve: Solve) -> tuple[str, ...]:
@@ -254,71 +344,3 @@ def _diagonal(where: str, solve: Solve, key: str, default: str) -> tuple[str, ..
     if mode not in _DIAGONALS:
         raise UserError(f"{where}: {key} {mode!r} is none of {', '.join(_DIAGONALS)}")
     return _DIAGONALS[mode]
-
-
-def apply_run(solve: Solve, interpolation: str = "linear") -> dict[str, Any]:
-    """Make the DP3 run that applies the merged solutions to one chunk.
-
-    The keys follow from the mode alone, because the merged file does not exist yet when the plan is made. ApplyCal's
-    sub-steps do not inherit `interpolation` (steps/OneApplyCal.cc), so each gets its own.
-
-    Returns
-    -------
-    dict
-        ``parset``, ``links`` and ``product``. The links ``in.ms`` and ``solutions.h5`` are the caller's to add.
-    """
-    tables = corrections(solve)
-    parset = {
-        "msin": "in.ms",
-        "msout": "out.ms",
-        "steps": f"[{APPLY}]",
-        f"{APPLY}.type": "applycal",
-        f"{APPLY}.parmdb": SOLUTIONS,
-    }
-    prefixes = [APPLY]
-    if tables == FULL_JONES:
-        parset[f"{APPLY}.soltab"] = "[amplitude000,phase000]"
-    elif len(tables) > 1:
-        names = [table.rstrip("0") for table in tables]
-        parset[f"{APPLY}.steps"] = "[" + ",".join(names) + "]"
-        prefixes = [f"{APPLY}.{name}" for name in names]
-    for prefix, table in zip(prefixes, tables, strict=True):
-        parset |= {f"{prefix}.correction": table, f"{prefix}.interpolation": interpolation}
-    return {"parset": parset, "links": {}, "product": "out.ms"}
-
-
-def model_run(solve: Solve, sky_model: str, sky: SkyModel, product: str = "model.ms") -> dict[str, Any]:
-    """Make the DP3 run that puts model visibilities in the place of a chunk's data.
-
-    What the solve says about its model (beams, smearing) holds here too.
-
-    Returns
-    -------
-    dict
-        ``parset``, ``links`` and ``product``. The link ``in.ms``, and a time range if wanted, are the caller's to add.
-    """
-    parset = {
-        "msin": "in.ms",
-        "msout": product,
-        "steps": f"[{PREDICT}]",
-        f"{PREDICT}.type": "predict",
-        f"{PREDICT}.sourcedb": SKY,
-        f"{PREDICT}.sources": parameters.value_text("sky model", list(sky.patches)),
-    }
-    for key, value in solve.parameters.items():
-        if key in _MODEL_KEYS:
-            parset[f"{PREDICT}.{key}"] = parameters.value_text(key, value)
-    return {"parset": parset, "links": {SKY: sky_model}, "product": product}
-
-
-_MODEL_KEYS = {
-    "beam_interval",
-    "beammode",
-    "beamproximitylimit",
-    "correctfreqsmearing",
-    "correcttimesmearing",
-    "elementmodel",
-    "onebeamperpatch",
-    "usebeammodel",
-    "usechannelfreq",
-}

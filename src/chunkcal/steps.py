@@ -189,7 +189,7 @@ def preprocess_run(
     Returns
     -------
     dict
-        ``parset``, ``links`` and ``product`` of the run; ``notes`` (list of str) for the user.
+        ``parsets``, ``links`` and ``product`` of the run; ``notes`` (list of str) for the user.
 
     Raises
     ------
@@ -214,7 +214,7 @@ def preprocess_run(
     for key, value in pipeline.ms_out.items():
         parset[f"msout.{key}"] = parameters.value_text(f"MsOut: {key}", value)
     dp3.parset_text(parset)  # what cannot be written is said here, not by every chunk
-    return {"parset": parset, "links": links, "product": "out.ms", "notes": notes}
+    return {"parsets": [parset], "links": links, "product": "out.ms", "notes": notes}
 
 
 def _resolved(

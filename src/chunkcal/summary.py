@@ -73,7 +73,8 @@ def percent(fraction: float | None) -> str:
 def _lines(result: Result) -> list[str]:
     rows = [("calibrated data" if result.is_calibrated else "data", str(result.ms or "missing"))]
     if result.is_calibrated:
-        rows.append(("solutions", str(result.solutions or "missing")))
+        for name in result.plan["solves"]:
+            rows.append(("solutions", str(result.solutions.get(name, f"{name} is missing"))))
     gain, fit = gain_text(result), result.fit
     if fit is not None and fit.raw is not None and fit.corrected is not None:
         gain += f" (rms {fit.raw:.3g} Jy before, {fit.corrected:.3g} Jy after)"

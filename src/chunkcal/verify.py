@@ -39,14 +39,23 @@ def verify_product(work: Path, run: Mapping[str, Any], expect: Mapping[str, Any]
         What DP3 made is not what was expected.
     """
     product, before = work / run["product"], work / "in.ms"
-    if expect["kind"] == "h5parm":
+    if expect["kind"] == "h5parms":
         has_data = products.flag_fractions(before)["total"] < 1
-        return products.verify_h5parm(product, expect, has_data)
+        return {
+            "solves": {
+                name: products.verify_h5parm(product / f"{name}.h5", solve, has_data)
+                for name, solve in expect["solves"].items()
+            }
+        }
     if expect["kind"] == "fit":
-        found = measure_fit(before, work / "corrected.ms", work / run["parset"]["msout"])
+        residual = work / "residual.ms"
+        found = measure_fit(before, work / "corrected.ms", work / "model.ms", residual if residual.exists() else None)
         product.write_text(json.dumps(found, indent=1) + "\n")
         return found
+    n_nan_weights = products.settle_nan_weights(product, expect["nan_weights"]) if expect.get("nan_weights") else 0
     found = products.verify_ms(product, expect)
+    if n_nan_weights:
+        found["n_nan_weights"] = n_nan_weights
     for name in ("n_baselines", "n_channels"):
         if expect.get(name) not in (None, found[name]):
             raise ProductError(f"{product}: {name} is {found[name]} instead of {expect[name]}")

@@ -50,11 +50,11 @@ def fill(disk, leave):
 # What is made anew on the full disk, the bytes that are left for it, and what the user's line must name.
 CASES = {
     "chunk write": (
-        ["preprocess", "calibrate", "apply", "solutions.h5", "a.ms"],
+        ["preprocess", "calibrate", "apply", "solutions/gain.h5", "a.ms"],
         400_000,
         "chunkcal: preprocess a t000",
     ),
-    "merge": (["solutions.h5", "apply", "a.ms"], 4096, "solutions.h5"),
+    "merge": (["solutions/gain.h5", "apply", "a.ms"], 4096, "solutions/gain.h5"),
     "join": (["a.ms"], 600_000, "a.ms"),
 }
 
@@ -81,5 +81,5 @@ def test_disk_full(data, disk, tmp_path, count, case, repeat):
         (disk / "filler").unlink()
         must_run(work, config)
         assert not list((disk / "results").rglob("*.tmp-*"))
-        assert_same_bits(solutions(disk / "results/a/solutions.h5"), solutions(clean / "solutions.h5"))
+        assert_same_bits(solutions(disk / "results/a/solutions/gain.h5"), solutions(clean / "solutions/gain.h5"))
         assert_same_bits(columns(disk / "results/a/a.ms"), columns(clean / "a.ms"))

@@ -31,7 +31,7 @@ def test_truncated_chunk(finished, tmp_path, count, dice, repeat):
     chunk = f"t000{dice.randrange(4)}"
     stage = ("preprocess", "calibrate", "apply")[repeat % 3]
     if stage == "calibrate":
-        victim = folder / f"results/a/calibrate/{chunk}.h5"
+        victim = folder / f"results/a/calibrate/{chunk}/gain.h5"
     else:
         victim = dice.choice(sorted((folder / f"results/a/{stage}/{chunk}.ms").glob("table.*")))
     # What was made of it is gone, so that the damaged chunk is wanted again.
@@ -39,7 +39,7 @@ def test_truncated_chunk(finished, tmp_path, count, dice, repeat):
         if stage != "apply":
             shutil.rmtree(product) if product.is_dir() else product.unlink()
     shutil.rmtree(folder / "results/a/a.ms")
-    (folder / "results/a/solutions.h5").unlink()
+    (folder / "results/a/solutions/gain.h5").unlink()
     with victim.open("r+b") as file:
         file.truncate(dice.randrange(victim.stat().st_size))
     with count("torn chunk"):
@@ -47,7 +47,7 @@ def test_truncated_chunk(finished, tmp_path, count, dice, repeat):
         if done.returncode == 0:  # made again
             assert_same_bits(columns(folder / "results/a/a.ms"), columns(original / "results/a/a.ms"))
             assert_same_bits(
-                solutions(folder / "results/a/solutions.h5"), solutions(original / "results/a/solutions.h5")
+                solutions(folder / "results/a/solutions/gain.h5"), solutions(original / "results/a/solutions/gain.h5")
             )
         else:  # refused by name
             assert any(line.startswith("chunkcal: ") and chunk in line for line in done.stdout.splitlines()), (

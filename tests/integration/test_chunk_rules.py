@@ -3,9 +3,7 @@
 The references are DP3 runs over whole MeasurementSets, with parsets written by hand.
 """
 
-import os
 import shutil
-import subprocess
 from pathlib import Path
 
 import casacore.tables as ct
@@ -15,10 +13,9 @@ import pytest
 
 import tiny_ms
 from chunkcal import dp3, requests
-from chunkcal.join import dp3_times, join
-from chunkcal.merge import Grid, merge
 from chunkcal.plan import make_plan
 from chunkcal.solves import MODES
+from pipeline import run_chunks, run_request
 
 LOFAR_INTERVAL = 10.0139008  # not exact in binary
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"
@@ -27,27 +24,6 @@ COLUMNS = ("TIME", "TIME_CENTROID", "UVW", "DATA", "FLAG", "WEIGHT_SPECTRUM", "I
 
 
 # ---- running ---------------------------------------------------------------------------------------------
-
-
-def run(folder, request, **inputs):
-    """Run a request as a worker does; return the product's path."""
-    folder.mkdir(parents=True)
-    links = request["links"] | {name.replace("_", "."): str(path) for name, path in inputs.items()}
-    for name, target in links.items():
-        (folder / name).symlink_to(target)
-    (folder / "parset").write_text(dp3.parset_text(request["parset"]))
-    done = subprocess.run(
-        dp3.argv(dp3.find_command("auto"), "parset", 1),
-        cwd=folder,
-        env={**os.environ, **dp3.environment(1, command_is_users=False)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=120,
-    )
-    if done.returncode:
-        raise AssertionError(f"{dp3.describe_failure(done.returncode, done.stdout)}\n{request['parset']}")
-    return folder / request["product"]
 
 
 def plan_for(ms, steps, chunks, sky=None, solve=None, interpolation="nearest"):
@@ -59,25 +35,6 @@ def plan_for(ms, steps, chunks, sky=None, solve=None, interpolation="nearest"):
         "extra_inputs_dir": str(Path(ms).parent),
     }
     return make_plan([{"obs": "a", "ms": str(ms), "sky_model": str(sky) if sky else None}], sections).observations["a"]
-
-
-def run_chunks(folder, plan):
-    """Run all stages of all chunks; return the joined MeasurementSet and the merged solutions."""
-    names = [chunk["name"] for chunk in plan["chunks"]]
-
-    def stage(stage, chunk, **inputs):
-        return run(folder / f"{stage}-{chunk}", requests.chunk_request(plan, stage, chunk)["run"], **inputs)
-
-    parts = [stage("preprocess", name) for name in names]
-    merged = None
-    if plan["solve"]:
-        solutions = [stage("calibrate", name, in_ms=part) for name, part in zip(names, parts, strict=True)]
-        merged = folder / "solutions.h5"
-        merge(solutions, merged, Grid.of(**requests.solution_grid(plan)))
-        parts = [stage("apply", n, in_ms=part, solutions_h5=merged) for n, part in zip(names, parts, strict=True)]
-    times = requests.join_times(plan)
-    join(parts, folder / "joined.ms", requests.join_expects(plan), times=times and dp3_times(**times))
-    return folder / "joined.ms", merged
 
 
 def whole(folder, ms, **keys):
@@ -177,7 +134,7 @@ def test_flag_average_solve_apply_join(tmp_path, interval, interpolation, missin
         assert plan["unit"]["n_slots"] == 12
         assert len(plan["chunks"]) == n_chunks
         joined, merged = run_chunks(tmp_path / f"chunks {n_slots}", plan)
-        same_solutions(merged, reference / "s.h5")
+        same_solutions(merged["gain"], reference / "s.h5")
         # Slots that DP3 inserts into gaps get UVW from casacore, which rounds differently in each run.
         found = differences(joined, reference / "out.ms")
         assert [name for name in found if not (missing and name == "UVW")] == []
@@ -196,7 +153,7 @@ def test_the_real_lofar_observation(tmp_path):
         results.append(run_chunks(tmp_path / str(count), plan))
     (one, merged_one), (three, merged_three) = results
     assert differences(one, three) == []
-    same_solutions(merged_one, merged_three)
+    same_solutions(merged_one["gain"], merged_three["gain"])
 
 
 # ---- single rules ----------------------------------------------------------------------------------------
@@ -230,7 +187,7 @@ GAINCAL = {"sourcedb": "sky.skymodel", "caltype": "diagonal", "solint": 5, "appl
 def test_a_step(small, tmp_path, step, unit, wrong):
     plan = plan_for(small, [step], {"n_slots": 1 if unit > 1 else 7})
     assert (plan["unit"]["n_slots"], plan["exact"]) == (unit, True)
-    reference = run(tmp_path / "whole", plan["runs"]["preprocess"])
+    reference = run_request(tmp_path / "whole", plan["runs"]["preprocess"])
     joined, _ = run_chunks(tmp_path / "right", plan)
     assert differences(joined, reference) == []
     if wrong:
@@ -242,7 +199,7 @@ def test_a_step(small, tmp_path, step, unit, wrong):
         ]
         plan["time_factor"] = min(plan["time_factor"], wrong)
         parts = [
-            run(tmp_path / f"wrong-{i}", requests.chunk_request(plan, "preprocess", f"t{i:04d}")["run"])
+            run_request(tmp_path / f"wrong-{i}", requests.chunk_request(plan, "preprocess", f"t{i:04d}")["run"])
             for i in range(len(starts))
         ]
         assert found_elsewhere(parts, reference)
@@ -276,7 +233,7 @@ def test_a_step_that_is_inexact(small, tmp_path, step):
     assert plan["exact"] is False
     length = max(plan["chunk_length"], 10)
     plan = plan_for(small, [step], {"n_slots": length, "allow_approximate": True})
-    reference = run(tmp_path / "whole", plan["runs"]["preprocess"])
+    reference = run_request(tmp_path / "whole", plan["runs"]["preprocess"])
     joined, _ = run_chunks(tmp_path / "chunks", plan)
     assert found_elsewhere([joined], reference)
 
@@ -289,7 +246,7 @@ def test_short_tails_and_two_averages(tmp_path, interval):
     plan = plan_for(ms, steps, {"n_slots": 12})
     assert [chunk["n_slots"] for chunk in plan["chunks"]] == [12, 14]
     joined, _ = run_chunks(tmp_path / "chunks", plan)
-    assert differences(joined, run(tmp_path / "whole", plan["runs"]["preprocess"])) == []
+    assert differences(joined, run_request(tmp_path / "whole", plan["runs"]["preprocess"])) == []
 
 
 @pytest.mark.parametrize("interval", [4.0, LOFAR_INTERVAL])
@@ -300,7 +257,7 @@ def test_chunks_that_begin_and_end_in_gaps(tmp_path, interval):
     plan = plan_for(ms, [], {"n_slots": 5})
     assert [chunk["start_slot"] for chunk in plan["chunks"]] == [0, 5, 15, 20, 25]
     joined, _ = run_chunks(tmp_path / "chunks", plan)
-    reference = run(tmp_path / "whole", plan["runs"]["preprocess"])
+    reference = run_request(tmp_path / "whole", plan["runs"]["preprocess"])
     assert [name for name in differences(joined, reference) if name != "UVW"] == []
     with ct.table(str(joined), ack=False) as a, ct.table(str(reference), ack=False) as b:
         assert np.abs(a.getcol("UVW") - b.getcol("UVW")).max() < 1e-4
@@ -314,10 +271,10 @@ def test_slots_that_are_off_the_grid(tmp_path):
         table.putcol("TIME", table.getcol("TIME") + offsets)
     plan = plan_for(ms, [], {"n_slots": 1})
     parts = [
-        run(tmp_path / chunk["name"], requests.chunk_request(plan, "preprocess", chunk["name"])["run"])
+        run_request(tmp_path / chunk["name"], requests.chunk_request(plan, "preprocess", chunk["name"])["run"])
         for chunk in plan["chunks"]
     ]
-    reference = run(tmp_path / "whole", plan["runs"]["preprocess"])
+    reference = run_request(tmp_path / "whole", plan["runs"]["preprocess"])
     assert not found_elsewhere(parts, reference)
 
 
@@ -330,10 +287,10 @@ def test_every_mode_is_solved_and_applied(small, tmp_path, mode):
     steps = [{"PreFlagger": {"corrtype": "auto"}}]
     plan = plan_for(small, steps, {"count": 1}, sky, {"mode": mode, "solint_s": 16})
     joined, merged = run_chunks(tmp_path, plan)
-    with h5py.File(merged) as file:
+    with h5py.File(merged["gain"]) as file:
         tables = [group for group in file["sol000"].values() if isinstance(group, h5py.Group)]
         assert {len(group["time"]) for group in tables} == {7}
-    assert requests.solution_grid(plan)["counts"] == [7]
+    assert requests.solution_grid(plan, "gain")["counts"] == [7]
     with ct.table(str(joined), ack=False) as table, ct.table(str(small), ack=False) as raw:
         good = ~table.getcol("FLAG")
         assert np.isfinite(table.getcol("DATA")[good]).all()

@@ -75,7 +75,7 @@ def test_lofar_hba_equals_plain_dp3(tmp_path):
         },
     )
     results = tmp_path / "run/results/tNDPPP-generic"
-    assert_same_bits(solutions(results / "solutions.h5"), solutions(work / "solutions.h5"))
+    assert_same_bits(solutions(results / "solutions/gain.h5"), solutions(work / "solutions.h5"))
     assert_same_bits(columns(results / "tNDPPP-generic.ms"), columns(work / "calibrated.ms"))
 
 
@@ -101,7 +101,7 @@ def test_meerkat(tmp_path):
     whole = columns(results / "tDish.ms")
     assert whole["TIME"].size == 450
     assert not whole["FLAG"].all()
-    phases = solutions(results / "solutions.h5")["sol000/phase000/val"]
+    phases = solutions(results / "solutions/gain.h5")["sol000/phase000/val"]
     assert phases.shape[0] == 3
     assert np.isfinite(phases).any()
     assert dp3.strategy_file("MeerKAT").name == "generic-default.lua"
@@ -120,5 +120,5 @@ def test_all_flagged_data_run_through(tmp_path):
     must_run(tmp_path / "run", config)
     results = tmp_path / "run/results/tDish"
     assert columns(results / "tDish.ms")["FLAG"].all()
-    tables = solutions(results / "solutions.h5")
+    tables = solutions(results / "solutions/gain.h5")
     assert not tables["sol000/phase000/weight"].any()

@@ -26,6 +26,12 @@ def test_shipped_config_is_valid_and_documented():
     assert not missing
 
 
+@pytest.mark.parametrize("preset", sorted((ROOT / "config/presets").glob("*.yaml")), ids=lambda path: path.stem)
+def test_presets_are_configurations(preset):
+    config = validate(yaml.safe_load(preset.read_text()), SCHEMA)
+    assert {key: type(value) for key, value in config["calibrate"].items()}["solves"] is list
+
+
 def _keys(schema):
     for key, spec in schema.get("properties", {}).items():
         yield key

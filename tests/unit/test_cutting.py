@@ -6,6 +6,7 @@ from test_steps import OBSERVATION
 from chunkcal.chunkrules import Unit
 from chunkcal.cutting import boundary_unit, choose_length, cut, refuse_inexact
 from chunkcal.errors import UserError
+from chunkcal.skymodel import SkyModel
 from chunkcal.solves import SolveInput, resolve_solve
 from chunkcal.stepdefaults import with_defaults
 from chunkcal.steps import parse_steps
@@ -112,22 +113,24 @@ def test_a_length_off_the_unit_is_a_mistake_of_ours():
 # ---- units -----------------------------------------------------------------------------------------------
 
 
+GIVEN = SolveInput(16.0, 250, 10e3, 64, None)
+
+
 def test_the_unit_of_everything():
     pipeline = with_defaults(parse_steps(["AOFlagger", {"Averager": {"timestep": 4}}]), OBSERVATION, solve_unit=24)
-    given = SolveInput(16.0, 250, 10e3, 64, None)
-    solve = resolve_solve({"mode": "diagonal", "solint_s": 96}, given)
-    unit = boundary_unit(pipeline, solve, given, OBSERVATION)
+    solve = resolve_solve({"mode": "diagonal", "solint_s": 96}, GIVEN, SkyModel(("p",), 1))
+    unit = boundary_unit(pipeline, (solve,), GIVEN, OBSERVATION)
     assert unit.n_slots == 72
     assert [(name.partition(":")[0], n) for name, n in unit.reasons] == [
         ("AOFlagger", 72),
         ("Averager", 4),
         ("solve gain", 24),
     ]
-    assert boundary_unit(pipeline, None, None, OBSERVATION).rounding == ()
+    assert boundary_unit(pipeline, (), GIVEN, OBSERVATION).rounding == ()
 
 
 def test_gaps_are_mentioned():
-    unit = boundary_unit(parse_steps([]), None, None, observation(missing=((3, 5),)))
+    unit = boundary_unit(parse_steps([]), (), GIVEN, observation(missing=((3, 5),)))
     assert (unit.n_slots, unit.inexact, unit.whole) == (1, (), ())
     assert "UVW" in unit.rounding[0]
 

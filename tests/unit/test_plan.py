@@ -49,10 +49,10 @@ def test_a_whole_plan(entry):
     data = found["data"]
     assert (data["interval_s"], data["n_slots"], data["n_channels"]) == (2 * INTERVAL, 25, 2)
     assert data["first_time"] == pytest.approx(tiny_ms.START + INTERVAL / 2, abs=1e-6)
-    assert found["solve"]["solint"] == 2
-    assert found["solve"]["start_s"] == pytest.approx(tiny_ms.START - INTERVAL / 2, abs=1e-6)
+    assert found["solves"]["gain"]["solint"] == 2
+    assert found["solves"]["gain"]["start_s"] == pytest.approx(tiny_ms.START - INTERVAL / 2, abs=1e-6)
     assert set(found["runs"]) == set(found["memory_mb"]) == set(requests.STAGES)
-    assert found["runs"]["calibrate"]["parset"]["solve1.directions"] == "[[p0,p1]]"
+    assert found["runs"]["calibrate"]["parsets"][0]["solve_gain.directions"] == "[[p0,p1]]"
     assert found["runs"]["calibrate"]["links"]["sky.skymodel"] == entry["sky_model"]
     assert any("rounded up to 12 slots" in note for note in found["notes"])
     assert any("gaps" in text for text in found["unit"]["rounding"])
@@ -61,7 +61,7 @@ def test_a_whole_plan(entry):
 
 def test_preprocessing_only(entry):
     found = one(entry)
-    assert found["solve"] is None
+    assert found["solves"] == {}
     assert [stage for stage, run in found["runs"].items() if run] == ["preprocess"]
     assert list(found["memory_mb"]) == ["preprocess"]
 
@@ -70,7 +70,7 @@ def test_files(entry, tmp_path):
     planned = make_plan([entry, entry | {"obs": "b"}], sections(solve={}))
     planned.write(tmp_path / "plan" / "chunks.tsv", tmp_path / "plan" / "observations.json")
     table = pd.read_csv(tmp_path / "plan" / "chunks.tsv", sep="\t")
-    assert list(table.columns) == ("obs chunk start_slot n_slots start_time row_start n_rows n_solutions exact".split())
+    assert list(table.columns) == ("obs chunk start_slot n_slots start_time row_start n_rows n_gain exact".split())
     assert list(table["obs"].unique()) == ["an_obs", "b"]
     assert table["n_rows"].sum() == 2 * 37 * 6
     assert requests.load_plan(tmp_path / "plan" / "observations.json") == json.loads(json.dumps(planned.observations))
@@ -88,7 +88,7 @@ def test_the_plan_is_the_same_everywhere(entry, monkeypatch):
 def test_the_window_knows_the_solve(entry):
     # 50 slots are shorter than a window of 64, so the window is the observation, and there is one chunk.
     found = one(entry, ["AOFlagger"], solve={})
-    assert found["runs"]["preprocess"]["parset"]["aoflagger1.timewindow"] == "50"
+    assert found["runs"]["preprocess"]["parsets"][0]["aoflagger1.timewindow"] == "50"
     assert len(found["chunks"]) == 1
 
 
@@ -127,7 +127,7 @@ def test_stations_are_known_until_the_steps_change_them(entry):
         one(entry, solve=group)
     found = one(entry, [{"StationAdder": {"stations": {"XX001": ["ST00[12]"]}}}], solve=group)
     assert found["data"]["n_baselines"] is None
-    assert found["runs"]["preprocess"]["parset"]["stationadder1.stations"] == "{XX001:[ST00[12]]}"
+    assert found["runs"]["preprocess"]["parsets"][0]["stationadder1.stations"] == "{XX001:[ST00[12]]}"
 
 
 def test_memory_follows_the_measured_formulas(entry):
@@ -142,7 +142,7 @@ def test_a_dp3_of_the_users(entry, tmp_path):
     own.write_text("#!/bin/sh\n")
     own.chmod(0o755)
     found = one(entry, ["AOFlagger"], dp3={"command": str(own)})
-    assert "aoflagger1.strategy" not in found["runs"]["preprocess"]["parset"]
+    assert "aoflagger1.strategy" not in found["runs"]["preprocess"]["parsets"][0]
     assert found["runs"]["preprocess"]["files"] == []
 
 
@@ -152,4 +152,4 @@ def test_files_of_the_user(entry, tmp_path):
     found = one(entry, [{"AOFlagger": {"strategy": own.name}}], extra_inputs_dir=str(tmp_path))
     assert found["runs"]["preprocess"]["files"] == [str(own)]
     assert one(entry, ["AOFlagger"])["runs"]["preprocess"]["files"] == []
-    dp3.parset_text(found["runs"]["preprocess"]["parset"])
+    dp3.parset_text(found["runs"]["preprocess"]["parsets"][0])

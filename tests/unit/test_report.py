@@ -20,7 +20,7 @@ PARSET = {"msin": "in.ms", "steps": "[flag1]", "flag1.type": "preflagger", "flag
 
 
 def make_plan(name="a", ms="/data/<b>x</b>.ms", calibrated=True):
-    run = {"parset": PARSET, "links": {"in.ms": ms}, "product": "out.ms"}
+    run = {"parsets": [PARSET], "links": {"in.ms": ms}, "product": "out.ms"}
     stages = dict.fromkeys(("calibrate", "apply", "fit"), run if calibrated else None)
     grid = {"first_time": 1005.0, "interval_s": 10.0, "n_slots": 12, "n_channels": 8, "channel_width_hz": 1e5}
     return {
@@ -32,7 +32,7 @@ def make_plan(name="a", ms="/data/<b>x</b>.ms", calibrated=True):
         "exact": True,
         "notes": [],
         "data": grid | {"n_baselines": 6, "n_correlations": 4},
-        "solve": {"name": "gain"} if calibrated else None,
+        "solves": {"gain": {}} if calibrated else {},
         "runs": {"preprocess": run} | stages,
         "chunks": [{"name": f"t{k:04d}", "start_slot": 4 * k, "n_slots": 4, "n_rows": 24} for k in range(3)],
     }
@@ -90,8 +90,9 @@ def make_run(out, plans):
                     path.with_suffix(".fit.json").write_text(json.dumps(fit))
         (out / name / f"{name}.ms").mkdir(parents=True)
         (out / name / f"{name}.ms" / "table.f0").write_bytes(bytes(2_000_000))
-        if plan["solve"]:
-            write_h5(out / name / "solutions.h5")
+        if plan["solves"]:
+            (out / name / "solutions").mkdir()
+            write_h5(out / name / "solutions" / "gain.h5")
     return out
 
 
@@ -100,7 +101,7 @@ def page_of(out, **changes):
         "plan": out / "plan" / "observations.json",
         "records": [p for p in sorted(out.glob("*/*/t*.json")) if not p.name.endswith(".fit.json")],
         "fits": sorted(out.glob("*/fit/*.fit.json")),
-        "solutions": sorted(out.glob("*/solutions.h5")),
+        "solutions": sorted(out.glob("*/solutions/*.h5")),
         "measurement_sets": [out / p.name / f"{p.name}.ms" for p in out.iterdir() if p.name != "plan" and p.is_dir()],
         "settings": {"chunks": {"length": "auto"}, "note": "</pre><script>x</script>"},
         "output": out / "report.html",
@@ -213,17 +214,17 @@ def test_missing_pieces_are_named(folder):
     assert "gain not measured" in text
     assert "preprocess/t0001.json cannot be read (damaged)" in text
     assert "apply/t0009.json cannot be read (No such file or directory)" in text
-    assert "The merged solutions are missing" in text
+    assert "The merged solutions of gain are missing" in text
     assert "No record of a DP3 run was found" in text
 
 
 def test_damaged_solutions_are_named(folder):
-    (folder / "a" / "solutions.h5").write_bytes(b"not HDF5")
-    assert "The solutions cannot be drawn" in page_of(folder)
+    (folder / "a" / "solutions" / "gain.h5").write_bytes(b"not HDF5")
+    assert "The solutions of gain cannot be drawn" in page_of(folder)
 
 
 def test_all_solutions_nan(folder):
-    write_h5(folder / "a" / "solutions.h5", dead=(0, 1, 2, 3))
+    write_h5(folder / "a" / "solutions" / "gain.h5", dead=(0, 1, 2, 3))
     assert "No solutions at all (4 of 4)" in page_of(folder)
 
 
@@ -281,7 +282,7 @@ def test_flagged_solutions_are_left_out_and_a_dead_reference_is_replaced(tmp_pat
 
 
 def test_other_kinds_are_drawn_too(folder):
-    write_h5(folder / "a" / "solutions.h5", kinds=("tec",), axes=("time", "ant", "dir", "freq"))
+    write_h5(folder / "a" / "solutions" / "gain.h5", kinds=("tec",), axes=("time", "ant", "dir", "freq"))
     assert "Tec of each station" in page_of(folder)
 
 

@@ -26,12 +26,22 @@ def make_plan(**changes):
             "max_baselines": 28,
             "max_channels": 8,
         },
-        "solve": {"solint": 2, "solutions_per_interval": 1, "start_s": start - 2, "interval_s": 32.0},
+        "nan_weights": "flag",
+        "solves": {
+            "fast": {"solint": 1, "solutions_per_interval": 1, "start_s": start - 2, "interval_s": 16.0},
+            "gain": {"solint": 2, "solutions_per_interval": 1, "start_s": start - 2, "interval_s": 32.0},
+        },
         "runs": {
-            "preprocess": {"parset": {"msin": "in.ms", "msout": "out.ms", "steps": "[]"}, "links": {"in.ms": "/x.ms"}},
-            "calibrate": {"parset": {"msin": "in.ms", "msout": ""}, "links": {"sky.skymodel": "/s"}},
-            "apply": {"parset": {"msin": "in.ms", "msout": "out.ms"}, "links": {}},
-            "fit": {"parset": {"msin": "in.ms", "msout": "model.ms"}, "links": {}},
+            "preprocess": {
+                "parsets": [{"msin": "in.ms", "msout": "out.ms", "steps": "[]"}],
+                "links": {"in.ms": "/x.ms"},
+            },
+            "calibrate": {
+                "parsets": [{"msin": "in.ms", "msout": ""}],
+                "links": {"sky.skymodel": "/s", "pre1.h5": "/p.h5"},
+            },
+            "apply": {"parsets": [{"msin": "in.ms", "msout": "out.ms"}], "links": {}},
+            "fit": {"parsets": [{"msin": "in.ms", "msout": "model.ms"}], "links": {}},
         },
         "chunks": [
             {"name": f"t{i:04d}", "start_slot": s, "n_slots": n, "row_start": 28 * s, "n_rows": 28 * n}
@@ -40,7 +50,7 @@ def make_plan(**changes):
     } | changes
     for stage, run in plan["runs"].items():
         if run:
-            run["product"] = {"calibrate": "solutions.h5", "fit": "fit.json"}.get(stage, "out.ms")
+            run["product"] = {"calibrate": "solutions", "fit": "fit.json"}.get(stage, "out.ms")
     plan["runs"]["preprocess"]["files"] = ["/my.h5"]
     return plan
 
@@ -49,13 +59,15 @@ def test_preprocess():
     request = requests.chunk_request(make_plan(), "preprocess", "t0001")
     assert request == {
         "run": {
-            "parset": {
-                "msin": "in.ms",
-                "msin.starttime": "2024/03/14/23:02:40.000000",  # half a slot before 23:02:42
-                "msin.ntimes": "40",
-                "msout": "out.ms",
-                "steps": "[]",
-            },
+            "parsets": [
+                {
+                    "msin": "in.ms",
+                    "msin.starttime": "2024/03/14/23:02:40.000000",  # half a slot before 23:02:42
+                    "msin.ntimes": "40",
+                    "msout": "out.ms",
+                    "steps": "[]",
+                }
+            ],
             "links": {"in.ms": "/x.ms"},
             "product": "out.ms",
         },
@@ -68,6 +80,7 @@ def test_preprocess():
             "n_channels": None,
             "row_start": 1120,
             "n_rows": 1120,
+            "nan_weights": "flag",
         },
     }
 
@@ -81,35 +94,36 @@ def test_the_plan_is_not_changed():
 
 def test_calibrate():
     request = requests.chunk_request(make_plan(), "calibrate", "t0002")
-    assert request["run"]["parset"] == {"msin": "in.ms", "msout": ""}
+    assert request["run"]["parsets"] == [{"msin": "in.ms", "msout": ""}]
     # Slots 80 to 102 are 6 averaged ones: 3 solutions, of which the first is number 10.
     assert request["expect"] == {
-        "kind": "h5parm",
-        "first_time": 5217174000.0 + 10.5 * 32,
-        "interval_s": 32.0,
-        "n_solutions": 3,
+        "kind": "h5parms",
+        "solves": {
+            "fast": {"first_time": 5217174000.0 + 20.5 * 16, "interval_s": 16.0, "n_solutions": 6},
+            "gain": {"first_time": 5217174000.0 + 10.5 * 32, "interval_s": 32.0, "n_solutions": 3},
+        },
     }
 
 
 def test_several_solutions_per_interval():
     plan = make_plan()
-    plan["solve"] |= {"solint": 4, "solutions_per_interval": 2, "interval_s": 32.0}
-    assert requests.solution_grid(plan)["counts"] == [5, 5, 3]
-    assert requests.expectation(plan, "calibrate", plan["chunks"][2])["first_time"] == 5217174000.0 + 10.5 * 32
+    plan["solves"]["gain"] |= {"solint": 4, "solutions_per_interval": 2, "interval_s": 32.0}
+    assert requests.solution_grid(plan, "gain")["counts"] == [5, 5, 3]
+    assert requests.first_solution(plan, "gain", plan["chunks"][2]) == 10
 
 
 def test_fit_is_limited():
     plan = make_plan()
-    assert requests.chunk_request(plan, "fit", "t0000")["run"]["parset"]["msin.ntimes"] == "10"
+    assert requests.chunk_request(plan, "fit", "t0000")["run"]["parsets"][0]["msin.ntimes"] == "10"
     plan["data"]["max_channels"] = 20_000  # 18 MB a slot
     request = requests.chunk_request(plan, "fit", "t0000")
-    assert request["run"]["parset"]["msin.ntimes"] == "3"
+    assert request["run"]["parsets"][0]["msin.ntimes"] == "3"
     assert (request["expect"]["kind"], request["expect"]["n_slots"]) == ("fit", 3)
 
 
 def test_merge_and_join():
     plan = make_plan()
-    assert requests.solution_grid(plan) == {
+    assert requests.solution_grid(plan, "gain") == {
         "names": ["t0000", "t0001", "t0002"],
         "counts": [5, 5, 3],
         "start_s": 5217174000.0,
@@ -125,7 +139,8 @@ def test_merge_and_join():
         "n_slots": 26,
         "averaging": 4,
     }
-    assert requests.step_files(plan) == ["/my.h5"]
+    assert requests.step_files(plan, "preprocess") == ["/my.h5"]
+    assert requests.step_files(plan, "calibrate") == ["/p.h5"]
 
 
 def test_unknown_chunk():

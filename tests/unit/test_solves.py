@@ -1,13 +1,14 @@
+import h5py
+import numpy as np
 import pytest
 
-from chunkcal import dp3
 from chunkcal.chunkrules import Unit
 from chunkcal.errors import UserError
 from chunkcal.skymodel import SkyModel
-from chunkcal.solves import MODES, SolveInput, apply_run, calibrate_run, corrections, model_run, resolve_solve
+from chunkcal.solves import MODES, SolveInput, corrections, resolve_solve
 
 GIVEN = SolveInput(interval_s=8.0, n_slots=100, channel_width_hz=50e3, n_channels=40, stations=("A", "B", "C"))
-SKY = SkyModel(("p1", "0002.2+3139"), 5)
+SKY = SkyModel(("p1", "0002.2+3139", "p3"), 5)
 # As the schema fills it in.
 DEFAULTS = {
     "name": "gain",
@@ -23,56 +24,56 @@ DEFAULTS = {
 }
 
 
-def solve(mode="diagonal", solint_s=40, **values):
-    return resolve_solve({**DEFAULTS, "mode": mode, "solint_s": solint_s, **values}, GIVEN)
+def solve(mode="diagonal", solint_s=40, base=None, **values):
+    return resolve_solve({**DEFAULTS, "mode": mode, "solint_s": solint_s, **values}, GIVEN, SKY, base)
 
 
-def test_the_whole_parset_of_a_solve():
-    done = calibrate_run(
-        solve(
-            solution_bandwidth_hz=200e3,
-            smoothness_hz=2e6,
-            min_uv_lambda=80,
-            antenna_constraint=[["A", "B"]],
-            solver_algorithm="directioniterative",
-            extra={"usebeammodel": True, "uvmmax": 5000, "solverlbfgs": {"dof": 2}},
-        ),
-        "/data/my sky.txt",
-        SKY,
+def test_keys_become_those_of_ddecal():
+    done = solve(
+        solution_bandwidth_hz=200e3,
+        smoothness_hz=2e6,
+        smoothness_reference_hz=144e6,
+        min_uv_lambda=80,
+        antenna_constraint=[["A", "[BC]"]],
+        solver_algorithm="directioniterative",
+        extra={"usebeammodel": True, "uvmmax": 5000, "solverlbfgs": {"dof": 2}},
     )
-    assert done == {
-        "parset": {
-            "msin": "in.ms",
-            "msout": "",
-            "steps": "[solve1]",
-            "solve1.type": "ddecal",
-            "solve1.sourcedb": "sky.skymodel",
-            "solve1.directions": "[[p1,0002.2+3139]]",
-            "solve1.h5parm": "solutions.h5",
-            "solve1.mode": "diagonal",
-            "solve1.solint": "5",
-            "solve1.nchan": "4",
-            "solve1.maxiter": "150",
-            "solve1.tolerance": "0.0001",
-            "solve1.stepsize": "0.2",
-            "solve1.solveralgorithm": "directioniterative",
-            "solve1.smoothnessconstraint": "2000000.0",
-            "solve1.uvlambdamin": "80",
-            "solve1.antennaconstraint": "[[A,B]]",
-            "solve1.usebeammodel": "true",
-            "solve1.uvmmax": "5000",
-            "solve1.solverlbfgs.dof": "2",
-        },
-        "links": {"sky.skymodel": "/data/my sky.txt"},
-        "product": "solutions.h5",
+    assert done.parameters == {
+        "mode": "diagonal",
+        "solint": 5,
+        "nchan": 4,
+        "maxiter": 150,
+        "tolerance": 1e-4,
+        "stepsize": 0.2,
+        "solveralgorithm": "directioniterative",
+        "smoothnessconstraint": 2e6,
+        "smoothnessreffrequency": 144e6,
+        "uvlambdamin": 80,
+        "antennaconstraint": [["A", "B", "C"]],
+        "usebeammodel": True,
+        "uvmmax": 5000,
+        "solverlbfgs.dof": 2,
     }
-    dp3.parset_text(done["parset"])
+    assert done.model == {"usebeammodel": True}
 
 
 def test_unset_keys_are_left_to_dp3():
-    keys = calibrate_run(solve(), "/s.txt", SKY)["parset"]
-    for key in ("smoothnessconstraint", "uvlambdamin", "antennaconstraint", "solveralgorithm"):
-        assert f"solve1.{key}" not in keys
+    assert set(solve().parameters) == {"mode", "solint", "nchan", "maxiter", "tolerance", "stepsize"}
+
+
+@pytest.mark.parametrize(
+    ("wanted", "directions"),
+    [
+        ("independent", (("p1", "0002.2+3139", "p3"),)),
+        ("patches", (("p1",), ("0002.2+3139",), ("p3",))),
+        (["p3", "p1"], (("p3",), ("p1",))),
+        ([["p1", "p3"], "0002.2+3139"], (("p1", "p3"), ("0002.2+3139",))),
+    ],
+)
+def test_directions(wanted, directions):
+    done = solve(directions=wanted)
+    assert done.directions == directions
+    assert done.is_directional == (len(directions) > 1)
 
 
 @pytest.mark.parametrize(
@@ -109,7 +110,12 @@ def test_bandwidths_are_whole_channels(values, n_channels):
         ({"extra": {"solint": 4}}, "extra.solint cannot be set: set solint_s"),
         ({"extra": {"nchan": 4}}, "set solution_bandwidth_hz"),
         ({"extra": {"sourcedb": "x"}}, "set calibrate.sky_model"),
-        ({"extra": {"subtract": True}}, "write into the chunk"),
+        ({"extra": {"subtract": True}}, "set apply.subtract"),
+        ({"extra": {"initialsolutions": {"h5parm": "x.h5"}}}, "set initial_solutions"),
+        ({"solint_s": 900}, "solint_s 900 s is longer than the observation \\(800 s\\)"),
+        ({"directions": ["0002.2+3149"]}, "no patch 0002.2.3149; did you mean 0002.2.3139"),
+        ({"directions": ["nowhere"]}, "there are p1, 0002"),
+        ({"directions": ["p1", ["p3", "p1"]]}, "patch p1 twice"),
         ({"extra": {"modelnextsteps.p1": "x"}}, "modelnextsteps.p1 cannot"),
         ({"antenna_constraint": [["A", "D"]]}, "names D"),
         ({"antenna_constraint": [["A"]]}, "two stations"),
@@ -120,12 +126,31 @@ def test_solves_that_cannot_be_meant(values, words):
         solve(**values)
 
 
-def test_files_in_extra(tmp_path):
-    (tmp_path / "start values.h5").write_bytes(b"\x89HDF\r\n\x1a\n")
-    extra = {"initialsolutions": {"h5parm": "start values.h5"}}
-    done = calibrate_run(solve(extra=extra), "/s.txt", SKY, str(tmp_path))
-    name = done["parset"]["solve1.initialsolutions.h5parm"]
-    assert done["links"][name] == str(tmp_path / "start values.h5")
+def write_h5parm(path, stations=("A", "B", "C"), tables=("phase", "amplitude")):
+    with h5py.File(path, "w") as file:
+        for kind in tables:
+            group = file.create_group(f"sol000/{kind}000")
+            group.attrs["TITLE"] = np.bytes_(kind)
+            shape = (2, len(stations))
+            for name in ("val", "weight"):
+                group.create_dataset(name, data=np.ones(shape)).attrs["AXES"] = np.bytes_("time,ant")
+            group["time"], group["ant"] = [4.0, 12.0], np.array(stations, "S")
+
+
+def test_h5parms_of_the_user(tmp_path):
+    write_h5parm(tmp_path / "start values.h5")
+    done = solve(initial_solutions="start values.h5", preapply=["start values.h5"], base=tmp_path)
+    assert done.parameters["initialsolutions.h5parm"] == str(tmp_path / "start values.h5")
+    assert done.parameters["initialsolutions.soltab"] == ["amplitude000", "phase000"]
+    assert done.preapply == (str(tmp_path / "start values.h5"),)
+
+
+@pytest.mark.parametrize("key", ["initial_solutions", "preapply"])
+def test_h5parms_that_do_not_fit(tmp_path, key):
+    write_h5parm(tmp_path / "other.h5", stations=("A", "C"))
+    for name, words in (("other.h5", "no solutions for B in"), ("none.h5", "does not exist")):
+        with pytest.raises(UserError, match=f"solve gain: {key}: .*{name}.*{words}|{key}: .*{name} {words}"):
+            solve(base=tmp_path, **{key: [name] if key == "preapply" else name})
 
 
 def test_units():
@@ -165,40 +190,6 @@ def test_corrections(mode, extra, tables):
 def test_what_applycal_cannot_do(mode, extra, words):
     with pytest.raises(UserError, match=words):
         corrections(solve(mode, extra=extra))
-
-
-def test_apply_one_table():
-    assert apply_run(solve("scalarphase"), "nearest")["parset"] == {
-        "msin": "in.ms",
-        "msout": "out.ms",
-        "steps": "[apply1]",
-        "apply1.type": "applycal",
-        "apply1.parmdb": "solutions.h5",
-        "apply1.correction": "phase000",
-        "apply1.interpolation": "nearest",
-    }
-
-
-def test_apply_several_tables():
-    parset = apply_run(solve("tec+phase"), "linear")["parset"]
-    assert parset["apply1.steps"] == "[tec,phase]"
-    assert "apply1.interpolation" not in parset  # an unused key beside sub-steps
-    for name in ("tec", "phase"):
-        assert parset[f"apply1.{name}.correction"] == f"{name}000"
-        assert parset[f"apply1.{name}.interpolation"] == "linear"
-
-
-def test_apply_full_jones():
-    parset = apply_run(solve("fulljones"))["parset"]
-    assert (parset["apply1.correction"], parset["apply1.soltab"]) == ("fulljones", "[amplitude000,phase000]")
-
-
-def test_model_is_that_of_the_solve():
-    done = model_run(solve(extra={"usebeammodel": True, "uvmmax": 5000}), "/s.txt", SKY)
-    assert done["parset"]["predict1.sources"] == "[p1,0002.2+3139]"
-    assert done["parset"]["predict1.usebeammodel"] == "true"
-    assert "predict1.uvmmax" not in done["parset"]
-    assert done["links"] == {"sky.skymodel": "/s.txt"}
 
 
 def test_every_mode_has_its_tables():

@@ -49,29 +49,31 @@ def test_the_whole_parset():
         {"MsOut": {"tilesize": 2048}},
     )
     assert done == {
-        "parset": {
-            "msin": "in.ms",
-            "msin.datacolumn": "DATA",
-            "msin.autoweight": "false",
-            "msout": "out.ms",
-            "steps": "[preflagger1,aoflagger2,averager3,counter4,averager5]",
-            "preflagger1.type": "preflagger",
-            "preflagger1.baseline": "[RS*&&,CS001]",
-            "preflagger1.count.save": "true",
-            "aoflagger2.type": "aoflagger",
-            "aoflagger2.autocorr": "false",
-            "aoflagger2.overlapperc": "0",
-            "aoflagger2.keepstatistics": "false",
-            "aoflagger2.timewindow": "64",
-            "aoflagger2.strategy": "aoflagger2-strategy.lua",
-            "averager3.type": "averager",
-            "averager3.timestep": "4",
-            "averager3.freqstep": "2",
-            "averager3.minperc": "12.5",
-            "counter4.type": "counter",
-            "averager5.type": "averager",
-            "msout.tilesize": "2048",
-        },
+        "parsets": [
+            {
+                "msin": "in.ms",
+                "msin.datacolumn": "DATA",
+                "msin.autoweight": "false",
+                "msout": "out.ms",
+                "steps": "[preflagger1,aoflagger2,averager3,counter4,averager5]",
+                "preflagger1.type": "preflagger",
+                "preflagger1.baseline": "[RS*&&,CS001]",
+                "preflagger1.count.save": "true",
+                "aoflagger2.type": "aoflagger",
+                "aoflagger2.autocorr": "false",
+                "aoflagger2.overlapperc": "0",
+                "aoflagger2.keepstatistics": "false",
+                "aoflagger2.timewindow": "64",
+                "aoflagger2.strategy": "aoflagger2-strategy.lua",
+                "averager3.type": "averager",
+                "averager3.timestep": "4",
+                "averager3.freqstep": "2",
+                "averager3.minperc": "12.5",
+                "counter4.type": "counter",
+                "averager5.type": "averager",
+                "msout.tilesize": "2048",
+            }
+        ],
         "links": {"in.ms": "/data/my obs.ms", "aoflagger2-strategy.lua": strategy},
         "product": "out.ms",
         "notes": [],
@@ -79,7 +81,7 @@ def test_the_whole_parset():
 
 
 def test_no_steps_is_a_copy():
-    assert run()["parset"] == {"msin": "in.ms", "msout": "out.ms", "steps": "[]"}
+    assert run()["parsets"][0] == {"msin": "in.ms", "msout": "out.ms", "steps": "[]"}
 
 
 def test_the_example_of_batch_preprocess():
@@ -90,7 +92,7 @@ def test_the_example_of_batch_preprocess():
         {"Averager": {"timestep": 4, "freqstep": 4}},
         {"MsOut": {"overwrite": True}},
     ]
-    parset = run(*steps)["parset"]
+    parset = run(*steps)["parsets"][0]
     assert parset["aoflagger2.memorymax"] == "8.0"
     assert parset["aoflagger2.timewindow"] == "64"
     assert not [key for key in parset if key.startswith(("msin.", "msout."))]
@@ -189,13 +191,13 @@ def test_what_the_user_sets_stays():
 def test_strategy_follows_the_telescope():
     meerkat = dataclasses.replace(OBSERVATION, telescope="MeerKAT")
     assert run("AOFlagger", observation=meerkat)["links"]["aoflagger1-strategy.lua"].endswith("generic-default.lua")
-    assert "aoflagger1.strategy" not in run("AOFlagger", command_is_users=True)["parset"]
+    assert "aoflagger1.strategy" not in run("AOFlagger", command_is_users=True)["parsets"][0]
 
 
 def test_resolution_becomes_a_number_of_slots():
     parset = run({"Averager": {"timestep": 2}}, {"Averager": {"timeresolution": 30, "freqresolution": "40kHz"}})[
-        "parset"
-    ]
+        "parsets"
+    ][0]
     assert parset["averager2.timestep"] == "4"
     assert "averager2.timeresolution" not in parset
     assert parset["averager2.freqresolution"] == "40kHz"
@@ -248,7 +250,7 @@ def test_applycal_asks_what_the_file_holds(h5parm):
     done = run({"ApplyCal": values}, extra_inputs_dir=str(h5parm.parent), applycal_keys=two_tables)
     assert two_tables.asked == (str(h5parm), "applycal1", {"interpolation": "linear", "solset": "s", "invert": False})
     assert done["links"]["applycal1-parmdb.h5"] == str(h5parm)
-    parset = {key: value for key, value in done["parset"].items() if key.startswith("applycal1.")}
+    parset = {key: value for key, value in done["parsets"][0].items() if key.startswith("applycal1.")}
     assert parset == {
         "applycal1.type": "applycal",
         "applycal1.parmdb": "applycal1-parmdb.h5",
@@ -266,7 +268,7 @@ def test_applycal_follows_the_user(h5parm):
 
     for values in ({"correction": "phase000"}, {"steps": ["x"], "x.correction": "phase000"}):
         own = {"parmdb": str(h5parm), "interpolation": "linear", **values}
-        parset = run({"ApplyCal": own}, applycal_keys=never)["parset"]
+        parset = run({"ApplyCal": own}, applycal_keys=never)["parsets"][0]
         # DP3's sub-steps do not inherit it, and it is an unused key beside them.
         place = "applycal1.x.interpolation" if "steps" in values else "applycal1.interpolation"
         assert [key for key in parset if key.endswith("interpolation")] == [place]
@@ -274,6 +276,6 @@ def test_applycal_follows_the_user(h5parm):
 
 def test_applycal_of_an_old_table(tmp_path):
     (tmp_path / "instrument").mkdir()
-    parset = run({"ApplyCal": {"parmdb": str(tmp_path / "instrument")}}, applycal_keys=two_tables)["parset"]
+    parset = run({"ApplyCal": {"parmdb": str(tmp_path / "instrument")}}, applycal_keys=two_tables)["parsets"][0]
     assert parset["applycal1.parmdb"] == "applycal1-parmdb"
     assert "applycal1.steps" not in parset

@@ -11,7 +11,7 @@ from chunkcal.errors import UserError
 
 def make_run(out, fit, calibrated=True, exact=True):
     plan = {
-        "solve": {"name": "gain"} if calibrated else None,
+        "solves": {"gain": {}} if calibrated else {},
         "exact": exact,
         "unit": {"inexact": [] if exact else ["demixer: no rule"]},
         "chunks": [{"name": "t0000", "n_rows": 10}],
@@ -26,7 +26,8 @@ def make_run(out, fit, calibrated=True, exact=True):
     if fit:
         (out / "my obs" / "fit" / "t0000.fit.json").write_text(json.dumps(fit))
     (out / "my obs" / "my obs.ms").mkdir()
-    (out / "my obs" / "solutions.h5").touch()
+    (out / "my obs" / "solutions").mkdir()
+    (out / "my obs" / "solutions" / "gain.h5").touch()
     (out / "report.html").touch()
     return out
 
@@ -39,7 +40,7 @@ def test_names_paths_gain_and_report(tmp_path, capsys):
     assert main(["summary", str(out)]) == 0
     text = capsys.readouterr().out
     assert f"calibrated data: {out / 'my obs' / 'my obs.ms'}" in text
-    assert str(out / "my obs" / "solutions.h5") in text
+    assert str(out / "my obs" / "solutions" / "gain.h5") in text
     assert "4.0 times better than the raw data (rms 6 Jy before, 1.5 Jy after)" in text
     assert "2.0 % before" in text
     assert (out / "report.html").as_uri() in text

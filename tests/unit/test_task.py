@@ -26,7 +26,7 @@ def test_kernel_that_runs_out_of_memory_is_told_apart(tmp_path, monkeypatch):
         "name": "preprocess a t0000",
         "output": str(tmp_path / "t0000.ms"),
         "log": str(tmp_path / "log"),
-        "run": {"parset": {"msin": "in.ms"}, "links": {}, "product": "out.ms"},
+        "run": {"parsets": [{"msin": "in.ms"}], "links": {}, "product": "out.ms"},
         "expect": {"kind": "ms"},
     }
     settings = {"command": str(dp3), "measures_dir": None, "task_timeout_s": None}

@@ -118,7 +118,7 @@ def run(request, data, tmp_path_factory):
 def test_every_bit_is_that_of_plain_dp3(run, name):
     folder, data, _, _ = run
     plain = data / f"plain {name}"
-    assert_same_bits(solutions(folder / f"results/{name}/solutions.h5"), solutions(plain / "solutions.h5"))
+    assert_same_bits(solutions(folder / f"results/{name}/solutions/gain.h5"), solutions(plain / "solutions.h5"))
     assert_same_bits(columns(folder / f"results/{name}/{name}.ms"), columns(plain / "calibrated.ms"))
 
 

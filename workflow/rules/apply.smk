@@ -1,6 +1,6 @@
 """Apply the merged solutions to each chunk.
 
-In: the chunk's pre-processed MeasurementSet, the merged h5parm. Out: one calibrated MeasurementSet per chunk.
+In: the chunk's pre-processed MeasurementSet, the merged h5parms. Out: one calibrated MeasurementSet per chunk.
 """
 
 
@@ -8,7 +8,8 @@ rule apply_chunk:
     input:
         cluster=ancient(rules.start_cluster.output[0]),
         ms=rules.preprocess_chunk.output.product,
-        solutions=rules.merge_solutions.output[0],
+        solutions=solutions,
+        files=step_files("apply"),
     output:
         product=intermediate(directory(f"{OUT}/{{obs}}/apply/{{chunk}}.ms")),
         record=f"{OUT}/{{obs}}/apply/{{chunk}}.json",

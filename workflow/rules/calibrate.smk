@@ -1,6 +1,6 @@
 """Solve for the gains of each chunk with DDECal, against the observation's sky model.
 
-In: the chunk's pre-processed MeasurementSet, the sky model. Out: one h5parm per chunk, and its record.
+In: the chunk's pre-processed MeasurementSet, the sky model. Out: a folder with one h5parm per solve, and its record.
 """
 
 
@@ -9,8 +9,9 @@ rule calibrate_chunk:
         cluster=ancient(rules.start_cluster.output[0]),
         ms=rules.preprocess_chunk.output.product,
         sky_model=lambda wildcards: OBSERVATIONS[wildcards.obs]["sky_model"],
+        files=step_files("calibrate"),
     output:
-        product=intermediate(f"{OUT}/{{obs}}/calibrate/{{chunk}}.h5"),
+        product=intermediate(directory(f"{OUT}/{{obs}}/calibrate/{{chunk}}")),
         record=f"{OUT}/{{obs}}/calibrate/{{chunk}}.json",
     log:
         "logs/calibrate_chunk/{obs}.{chunk}.log",

@@ -21,6 +21,7 @@ except UserError as error:
 
 OUT = config["output_dir"].rstrip("/")
 CALIBRATE = config["calibrate"] is not None
+SOLVES = [solve["name"] for solve in config["calibrate"]["solves"]] if CALIBRATE else []
 # Chunks that fit_chunk looks at, spread over the observation: enough for a figure, cheap beside the calibration.
 FIT_CHUNKS = 4
 
@@ -28,6 +29,7 @@ FIT_CHUNKS = 4
 wildcard_constraints:
     obs=r"[A-Za-z0-9_+][A-Za-z0-9_.+-]*",
     chunk=r"t\d+",
+    solve=r"[A-Za-z][A-Za-z0-9_]*",
 
 
 def intermediate(path):
@@ -63,18 +65,23 @@ def chunk_request(stage):
     return lambda wildcards: requests.chunk_request(plan_of(wildcards.obs), stage, wildcards.chunk)
 
 
-def step_files(wildcards):
-    """List the files that the steps of the pre-processing name: solutions, sky models, strategies."""
-    return requests.step_files(plan_of(wildcards.obs))
+def step_files(stage):
+    """Return the input function for the user's files that the DP3 runs of a stage read: solutions, strategies."""
+    return lambda wildcards: requests.step_files(plan_of(wildcards.obs), stage)
+
+
+def solutions(wildcards):
+    """List the solutions that are applied, in the order of the solves."""
+    return expand(rules.merge_solutions.output[0], obs=wildcards.obs, solve=SOLVES)
 
 
 def kept_chunks(wildcards):
     """List the chunk products that are guaranteed to exist: none, unless the user keeps them."""
     if not config["keep_chunks"]:
         return []
-    stages = {"preprocess": "ms", "calibrate": "h5", "apply": "ms"} if CALIBRATE else {"preprocess": "ms"}
+    stages = {"preprocess": ".ms", "calibrate": "", "apply": ".ms"} if CALIBRATE else {"preprocess": ".ms"}
     return [
-        f"{OUT}/{obs}/{stage}/{chunk}.{suffix}"
+        f"{OUT}/{obs}/{stage}/{chunk}{suffix}"
         for obs in OBSERVATIONS
         for chunk in chunk_names(obs)
         for stage, suffix in stages.items()
@@ -94,7 +101,12 @@ onstart:
     # bound. Without a job rate limit there is no timer.
     if getattr(workflow.scheduler, "job_rate_limiter", None) is not None:
         workflow.scheduler.job_rate_limiter = None
-    client.begin_run({"cluster": cluster_settings(), "dp3": config["dp3"]}, log="logs/cluster.log", output_dir=OUT)
+    settings = {
+        "cluster": cluster_settings(),
+        "dp3": config["dp3"],
+        "on_bad_chunk": config["calibrate"]["on_bad_chunk"] if CALIBRATE else "stop",
+    }
+    client.begin_run(settings, log="logs/cluster.log", output_dir=OUT)
 
 
 onsuccess:

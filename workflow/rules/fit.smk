@@ -1,6 +1,6 @@
 """Measure, on a few chunks, how well the data fit the sky model before and after calibration.
 
-In: a chunk before and after apply, the sky model. Out: <obs>/fit/<chunk>.json with the residuals.
+In: a chunk before and after apply, the merged h5parms, the sky model. Out: <obs>/fit/<chunk>.json with the residuals.
 """
 
 
@@ -9,6 +9,7 @@ rule fit_chunk:
         cluster=ancient(rules.start_cluster.output[0]),
         ms=rules.preprocess_chunk.output.product,
         corrected=rules.apply_chunk.output.product,
+        solutions=solutions,
         sky_model=lambda wildcards: OBSERVATIONS[wildcards.obs]["sky_model"],
     output:
         product=f"{OUT}/{{obs}}/fit/{{chunk}}.fit.json",

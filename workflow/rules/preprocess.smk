@@ -8,7 +8,7 @@ rule preprocess_chunk:
     input:
         cluster=ancient(rules.start_cluster.output[0]),
         ms=lambda wildcards: ancient(OBSERVATIONS[wildcards.obs]["ms"]),
-        files=step_files,
+        files=step_files("preprocess"),
     output:
         product=intermediate(directory(f"{OUT}/{{obs}}/preprocess/{{chunk}}.ms")),
         record=f"{OUT}/{{obs}}/preprocess/{{chunk}}.json",

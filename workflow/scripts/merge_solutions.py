@@ -1,7 +1,12 @@
-"""Merge the chunks' h5parms of one observation."""
+"""Merge the chunks' h5parms of one solve; a chunk that DP3 has failed on becomes NaN."""
 
+from pathlib import Path
+
+from chunkcal.cluster.client import FAILED
 from chunkcal.logs import rule_log
 from chunkcal.merge import Grid, merge
 
 with rule_log(snakemake.log[0]):
-    merge(snakemake.input, snakemake.output[0], Grid.of(**snakemake.params.grid))
+    folders, name = [Path(folder) for folder in snakemake.input], f"{snakemake.wildcards.solve}.h5"
+    chunks = [None if (folder / FAILED).exists() else folder / name for folder in folders]
+    merge(chunks, snakemake.output[0], Grid.of(**snakemake.params.grid))

@@ -1,9 +1,13 @@
 """Run DP3 for one chunk on the shared cluster; all chunk rules use it, so it imports nothing slow."""
 
+import os
+
 from chunkcal.cluster.client import run_chunk
 
-LINKS = {"ms": "in.ms", "solutions": "solutions.h5", "corrected": "corrected.ms"}
+LINKS = {"ms": "in.ms", "corrected": "corrected.ms"}
 inputs = {LINKS[name]: str(path) for name, path in snakemake.input.items() if name in LINKS}
+# DP3 finds the solutions of a solve under its name, processed or not.
+inputs |= {f"{os.path.basename(path).partition('.')[0]}.h5": path for path in snakemake.input.get("solutions", [])}
 run_chunk(
     name=" ".join((snakemake.rule.removesuffix("_chunk"), *snakemake.wildcards)),
     request=snakemake.params.request,

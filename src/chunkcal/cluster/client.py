@@ -28,6 +28,14 @@ MAX_SUPERVISORS_PER_TASK = 3
 STOP_TIMEOUT_S = 5.0
 
 
+# What stands in the folder of a chunk's h5parms when DP3 has failed on the chunk and calibrate.on_bad_chunk is flag.
+FAILED = "failed.txt"
+
+
+class BadChunk(ClusterError):
+    """DP3 has failed on the data of a chunk; on any other machine it would, too."""
+
+
 def begin_run(settings: dict[str, Any], log: str | Path, output_dir: str) -> None:
     """Make the calling process (Snakemake's own) the owner of a new run, and remove what killed runs have left.
 
@@ -175,6 +183,8 @@ def submit(request: dict[str, Any]) -> dict[str, Any]:
                 answer = b""
         if answer.endswith(b"\n"):
             reply = json.loads(answer)
+            if reply.get("bad_chunk"):
+                raise BadChunk(reply["error"])
             if "error" in reply:
                 raise ClusterError(reply["error"])
             return reply["result"]
@@ -219,12 +229,28 @@ def run_chunk(
     }
     try:
         remove_attempts(glob.escape(output))
-        _commit(submit(task), output, record)
+        _commit(_submit(task), output, record)
     except ClusterError as error:
         print(f"chunkcal: {error}", file=sys.stderr)
         sys.exit(1)
     finally:
         remove_attempts(glob.escape(output))
+
+
+def _submit(task: dict[str, Any]) -> dict[str, Any]:
+    """Submit a task; solutions of a chunk that DP3 fails on become a product that says so, if that is wanted."""
+    try:
+        return submit(task)
+    except BadChunk as error:
+        # Not a parameter of the rule: a user who changes it must not lose the chunks that were solved.
+        wanted = state.read_json(state.folder_of_this_run() / "run.json")["settings"]["on_bad_chunk"]
+        if wanted == "stop" or task["expect"]["kind"] != "h5parms":
+            raise
+        print(f"chunkcal: {error}\nchunkcal: its solutions become NaN (calibrate.on_bad_chunk: flag)", file=sys.stderr)
+        product = Path(f"{task['output']}.tmp-failed")
+        product.mkdir(parents=True, exist_ok=True)
+        (product / FAILED).write_text(f"{error}\n")
+        return {"product": str(product), "record": {"name": task["name"], "failed": str(error).partition("\n")[0]}}
 
 
 def _commit(result: dict[str, Any], output: str, record: str) -> None:

@@ -248,7 +248,7 @@ class Supervisor:
         except Exception as error:  # a fault of ours: say it, with the traceback in the log, and go on
             log.exception("%s", request["name"])
             return {"error": f"{request['name']}: internal error: {error!r}"}
-        return {"error": result["error"]} if "error" in result else {"result": result}
+        return result if "error" in result else {"result": result}
 
     async def _run_once(self, request: dict[str, Any], attempt: int) -> dict[str, Any]:
         key = f"{request['name'].replace(' ', '/')}-{self.n_requests}-{attempt}"

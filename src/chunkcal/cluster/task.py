@@ -34,6 +34,10 @@ class TaskError(Exception):
     """A DP3 run failed: one line for the user, then the end of DP3's log."""
 
 
+class DP3Error(TaskError):
+    """DP3 itself has failed on this chunk."""
+
+
 class Killed(TaskError):
     """Somebody has killed DP3, and not for its memory: the run is worth another attempt."""
 
@@ -56,8 +60,9 @@ def run_dp3(request: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]
     -------
     dict
         ``product`` (path below the work folder, to be renamed by the client) and ``record``; or, when the run failed,
-        ``error``, and ``killed`` if it is worth another attempt. Errors are values here because a raised exception
-        would travel through dask with a traceback.
+        ``error``, with ``killed`` if it is worth another attempt and ``bad_chunk`` if the data are to blame: DP3 has
+        failed, or made what it should not. Errors are values here because a raised exception would travel through dask
+        with a traceback.
     """
     worker = get_worker()
     key = worker.get_current_task()
@@ -78,7 +83,8 @@ def run_dp3(request: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]
     except (TaskError, UserError, verify.ProductError, OSError) as error:
         shutil.rmtree(work, ignore_errors=True)
         text = f"{request['name']}: {error}; log: {request['log']}" + _tail(request["log"])
-        return {"error": text, "killed": isinstance(error, Killed)}
+        bad_chunk = isinstance(error, (DP3Error, verify.ProductError))
+        return {"error": text, "killed": isinstance(error, Killed), "bad_chunk": bad_chunk}
     except BaseException:
         shutil.rmtree(work, ignore_errors=True)
         raise
@@ -89,43 +95,66 @@ def run_dp3(request: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]
 def _run_in(
     work: Path, request: dict[str, Any], settings: dict[str, Any], worker: str, threads: int, wanted: Any
 ) -> dict[str, Any]:
-    run = request["run"]
+    run, log_path = request["run"], request["log"]
     for name, target in run["links"].items():
         (work / name).symlink_to(target)
-    parset = dp3.parset_text(run["parset"])
-    (work / "parset").write_text(parset)
+    if request["expect"]["kind"] == "h5parms":
+        (work / run["product"]).mkdir()
     command = dp3.find_command(settings["command"])
-    argv = dp3.argv(command, "parset", threads)
     environment = os.environ | dp3.environment(threads, not dp3.is_wheel(command), settings["measures_dir"])
-    start = time.time()
-    memory_kills = _memory_kills()
-    with open(request["log"], "ab") as log:
-        links = "".join(f"{name} -> {target}\n" for name, target in run["links"].items())
-        log.write(f"# {request['name']} on worker {worker}: {argv}\n{links}{parset}\n".encode())
-        log.flush()
-        status = _run_guarded(argv, work, environment, log, wanted, settings["task_timeout_s"])
-        if status and _memory_kills() > memory_kills:
-            log.write(b"oom-kill: the kernel ran out of memory while this DP3 was running\n")
-    if status:
-        # Below 0 the guard itself was killed, and DP3 with it.
-        by_somebody = status < 0 or status - 128 in (signal.SIGKILL, signal.SIGTERM)
-        killed = by_somebody and _memory_kills() == memory_kills
-        raise (Killed if killed else TaskError)(dp3.describe_failure(status, _tail(request["log"])))
-    record = {
+    record: dict[str, Any] = {
         "name": request["name"],
-        "argv": argv,
-        "parset": run["parset"],
+        "parsets": run["parsets"],
         "links": run["links"],
         "worker": worker,
         "host": socket.gethostname(),
         "threads": threads,
-        "start": start,
-        "end": time.time(),
-        **(read_json(work / "usage.json") or {}),
-        "dp3_version": _version(tuple(command)),
-        "verified": verify.verify_product(work, run, request["expect"]),
+        "start": time.time(),
+        "argv": [],
+        "cpu_s": 0.0,
+        "max_rss_kb": 0,
     }
+    with open(log_path, "ab") as log:
+        log.write(f"# {request['name']} on worker {worker}\n".encode())
+        log.writelines(f"{name} -> {target}\n".encode() for name, target in run["links"].items())
+        for number, keys in enumerate(run["parsets"], start=1):
+            parset = f"parset{number}"
+            (work / parset).write_text(dp3.parset_text(keys))
+            argv = dp3.argv(command, parset, threads)
+            log.write(f"# {argv}\n{dp3.parset_text(keys)}\n".encode())
+            log.flush()
+            _run_one(argv, work, environment, log, wanted, settings["task_timeout_s"], log_path)
+            usage = read_json(work / "usage.json") or {}
+            record["argv"].append(argv)
+            record["cpu_s"] += usage.get("cpu_s", 0.0)
+            record["max_rss_kb"] = max(record["max_rss_kb"], usage.get("max_rss_kb", 0))
+    verified = verify.verify_product(work, run, request["expect"])
+    record |= {"end": time.time(), "dp3_version": _version(tuple(command)), "verified": verified}
     return {"product": str(work / run["product"]), "record": record}
+
+
+def _run_one(
+    argv: list[str],
+    work: Path,
+    environment: dict[str, str],
+    log: BinaryIO,
+    wanted: Any,
+    timeout_s: float | None,
+    log_path: str,
+) -> None:
+    """Run one DP3; raise with the reason if it fails."""
+    memory_kills = _memory_kills()
+    status = _run_guarded(argv, work, environment, log, wanted, timeout_s)
+    if not status:
+        return
+    out_of_memory = _memory_kills() > memory_kills
+    if out_of_memory:
+        log.write(b"oom-kill: the kernel ran out of memory while this DP3 was running\n")
+        log.flush()
+    # Below 0 the guard itself was killed, and DP3 with it.
+    by_somebody = status < 0 or status - 128 in (signal.SIGKILL, signal.SIGTERM)
+    kind = Killed if by_somebody and not out_of_memory else DP3Error
+    raise kind(dp3.describe_failure(status, _tail(log_path)))
 
 
 def _run_guarded(
