@@ -49,7 +49,7 @@ def run(tmp_path_factory):
 
 def recovered(folder, files, name):
     """Solutions and truth as complex gains [time, ant, freq, pol], phases relative to the first station."""
-    with h5py.File(folder / name / f"results/{name}/solutions.h5") as file:
+    with h5py.File(folder / name / f"results/{name}/solutions/gain.h5") as file:
         tables = file["sol000"]
         axes = tables["phase000/val"].attrs["AXES"].decode().split(",")
         order = [axes.index(axis) for axis in ("time", "ant", "freq", "dir", "pol")]
@@ -75,7 +75,8 @@ def test_gains_are_those_of_the_simulation(run, name, capsys):
     phase_rms, amplitude = np.std(np.angle(error)), np.abs(error)
     # A station's gain rests on its N - 1 baselines, each averaged over a solution interval: with the noise sigma of a
     # real part and the model's flux S, sigma / (S sqrt(n (N - 1))) in phase and in relative amplitude; twice that in
-    # variance for a phase relative to another station. Station amplitudes scatter by 10 %, sources resolve: take 2.
+    # variance for a phase relative to another station (the Cramér-Rao bound of Wijnholds & van der Veen 2009, IEEE
+    # Trans. Signal Process. 57, 3512, for one direction and N >> 1).
     flux = OBSERVATIONS[name].complete().peak_jy
     expected = noise / (flux * np.sqrt(TIME_FACTOR * SOLINT * (n_stations - 1)))
     with capsys.disabled():
@@ -83,9 +84,9 @@ def test_gains_are_those_of_the_simulation(run, name, capsys):
             f"\n{name}: phase rms {phase_rms:.4f} rad (thermal {np.sqrt(2) * expected:.4f}), amplitude median"
             f" {np.median(amplitude):.4f}, scatter {np.std(amplitude):.4f} (thermal {expected:.4f})"
         )
-    assert phase_rms < 2 * np.sqrt(2) * expected
+    assert phase_rms < 1.5 * np.sqrt(2) * expected
     assert abs(np.median(amplitude) - 1) < 0.02
-    assert np.std(amplitude) < 2 * expected
+    assert np.std(amplitude) < 1.5 * expected
 
 
 @pytest.mark.parametrize("name", OBSERVATIONS)
