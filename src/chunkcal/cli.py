@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 import chunkcal
-from chunkcal import simulate, summary
+from chunkcal import report, simulate, summary
 from chunkcal.errors import UserError
 
 
@@ -20,8 +20,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         commands.add_parser("simulate", help="make a MeasurementSet whose sky, gains, noise and interference are known")
     )
     summary.add_arguments(commands.add_parser("summary", help="say what a run has made and what calibration gained"))
+    report.add_arguments(commands.add_parser("report", help="write the report of a run that has not finished"))
     options = parser.parse_args(arguments)
-    run = {"simulate": simulate.run, "summary": summary.run}[options.command]
+    run = {"report": report.run, "simulate": simulate.run, "summary": summary.run}[options.command]
     try:
         return run(options)
     except UserError as error:

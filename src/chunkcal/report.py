@@ -5,6 +5,7 @@ Everything is inline, there is no script, and the same run gives the same bytes.
 
 from __future__ import annotations
 
+import argparse
 import base64
 import datetime
 import json
@@ -25,7 +26,7 @@ from chunkcal import h5parm, plots
 from chunkcal.errors import UserError
 from chunkcal.plots import Picture, Span
 from chunkcal.requests import STAGES
-from chunkcal.results import Clock, Flags, Result, Run, collect
+from chunkcal.results import Clock, Flags, Result, Run, collect, collect_folder
 from chunkcal.summary import gain_text, percent
 
 _MJD_0 = datetime.datetime(1858, 11, 17, tzinfo=datetime.UTC)
@@ -53,6 +54,28 @@ class _Budget:
     left: int = _MAX_PICTURE_BYTES
 
 
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of ``chunkcal report``."""
+    parser.add_argument("output_dir", nargs="?", default="results", help="output folder of the run")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write the report of what a run has made so far.
+
+    Its time is the epoch, so that Snakemake makes it again when the rest is there.
+
+    Raises
+    ------
+    UserError
+        The folder holds no run.
+    """
+    output = Path(args.output_dir) / "report.html"
+    _publish(render(collect_folder(args.output_dir), {}), output)
+    os.utime(output, (0, 0))
+    print(output.resolve())
+    return 0
+
+
 def write_report(
     plan: str | os.PathLike,
     records: Iterable[str | os.PathLike],
@@ -78,8 +101,10 @@ def write_report(
     UserError
         The plan cannot be read.
     """
-    page = render(collect(plan, records, fits, solutions, measurement_sets), settings)
-    output = Path(output)
+    _publish(render(collect(plan, records, fits, solutions, measurement_sets), settings), Path(output))
+
+
+def _publish(page: str, output: Path) -> None:
     output.parent.mkdir(parents=True, exist_ok=True)
     temporary = output.with_name(f"{output.name}.tmp-{uuid.uuid4().hex[:8]}")
     try:

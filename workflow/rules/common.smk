@@ -4,6 +4,7 @@ Everything here is evaluated by each Snakemake process of a run, so it imports n
 """
 
 import os
+import subprocess
 import sys
 from functools import lru_cache
 
@@ -121,3 +122,6 @@ onsuccess:
 
 onerror:
     client.end_run()
+    # What there is, for whoever looks for the reason; a report that cannot be made is not worth another message.
+    if os.path.exists(f"{OUT}/plan/observations.json"):
+        subprocess.run([sys.executable, "-m", "chunkcal.cli", "report", OUT], capture_output=True)
