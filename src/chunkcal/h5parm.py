@@ -443,6 +443,6 @@ def axes_of(group: h5py.Group) -> list[str]:
     return text_of(group["val"].attrs["AXES"]).split(",")
 
 
-def interval_range(axes: Sequence[str], first: int, n: int) -> tuple[slice, ...]:
-    """Selection of `n` solution intervals."""
-    return (slice(None),) * axes.index("time") + (slice(first, first + n),)
+def interval_range(axes: Sequence[str], first: int, n: int, axis: str = "time") -> tuple[slice, ...]:
+    """Selection of `n` solution intervals, or of `n` values of another axis."""
+    return (slice(None),) * axes.index(axis) + (slice(first, first + n),)

@@ -6,29 +6,15 @@ The merged `val`, `weight` and `time` are, bit for bit, those of one DDECal run 
 from __future__ import annotations
 
 import os
-import re
-import shutil
-import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 
 import h5py
 import numpy as np
 
 from chunkcal.errors import UserError
-from chunkcal.h5parm import (
-    FREQUENCY_TOLERANCE_HZ,
-    axes_of,
-    check,
-    interval_range,
-    one_line,
-    opened,
-    solution_times,
-    text_of,
-)
-
-SPARE_BYTES = 64 << 10  # what HDF5 may need besides: the chunks' files hold all tables and axes already
+from chunkcal.h5layout import TIME_TOLERANCE_S, Member, copy_solutions, create_like, tables_of, written
+from chunkcal.h5parm import axes_of, check, interval_range, opened, solution_times
 
 
 @dataclass(frozen=True)
@@ -83,7 +69,7 @@ class Grid:
         return cls(tuple(Tile(*tile) for tile in zip(names, firsts[:-1].tolist(), counts, strict=True)), **times)
 
 
-def merge(chunks: Sequence[str | os.PathLike], out: str | os.PathLike, grid: Grid | None = None) -> dict:
+def merge(chunks: Sequence[str | os.PathLike | None], out: str | os.PathLike, grid: Grid | None = None) -> dict:
     """Merge the h5parms of chunks along time into one, as if one solve had made it.
 
     One table of one chunk is in memory at a time. Chunks whose antennas, directions or polarizations have another
@@ -93,8 +79,10 @@ def merge(chunks: Sequence[str | os.PathLike], out: str | os.PathLike, grid: Gri
 
     Parameters
     ----------
-    chunks : sequence of path
-        In any order; with `grid`, in the order of its tiles.
+    chunks : sequence of path or None
+        In any order; with `grid`, in the order of its tiles. None stands for a chunk that failed: its solutions are
+        written as NaN with weight 0, because applycal would silently fill a hole with the nearest solutions. The
+        history names such chunks. They need a `grid` with `start_s` and `interval_s`.
     out : path
         Written under a temporary name beside it and renamed when complete.
     grid : Grid, optional
@@ -103,63 +91,64 @@ def merge(chunks: Sequence[str | os.PathLike], out: str | os.PathLike, grid: Gri
     Returns
     -------
     dict
-        As `check` of the merged file.
+        As `check` of the merged file, and `failed_chunks`: the names of those that are None.
 
     Raises
     ------
     UserError
         Naming file and solution: the tiles overlap, leave a hole, lie off the grid, or hold other tables,
-        axes, antennas, directions or frequencies than the earliest.
+        axes, antennas, directions or frequencies than the earliest. Or all chunks failed.
     """
     if not chunks:
         raise UserError(f"no chunks to merge into {out}; give at least one h5parm")
     if grid is not None and len(grid.tiles) != len(chunks):
         raise UserError(f"{len(chunks)} h5parms cannot be {len(grid.tiles)} chunks of {out}; give one for each chunk")
-    parts = [_part(path) for path in chunks]
+    good, grid, failed = _without_failed(chunks, out, grid)
+    parts = [_Part(path, solution_times(path)) for path in good]
     firsts, times = _place(parts, grid)
     order = np.argsort(firsts, kind="stable")
-    _refuse_full_disk(chunks, out)
-    temporary = Path(f"{out}.tmp-{uuid.uuid4().hex}")
-    try:
+    note = "merged along time by chunkcal"
+    if failed:
+        note += f"; NaN with weight 0, because it failed: {', '.join(failed)}"
+    n_bytes = sum(os.path.getsize(path) for path in good) * len(times) // sum(len(part.times) for part in parts)
+    with written(out, n_bytes) as temporary:
         with h5py.File(temporary, "w", locking=False) as merged, opened(parts[order[0]].path) as reference:
-            _create_like(reference, merged, len(times))
+            create_like(reference, merged, "time", len(times), note)
             for index in order:
-                with opened(parts[index].path) as chunk:
-                    _write_tile(chunk, parts[index].path, reference, merged, int(firsts[index]))
+                member = Member(parts[index].path, "chunks", "solve that chunk again")
+                with opened(member.path) as chunk:
+                    copy_solutions(chunk, member, reference, merged, "time", int(firsts[index]))
             for first, n in grid.gaps if grid else ():
                 _write_gap(merged, first, n)
             for solset in merged.values():
-                for group in _tables(solset):
+                for group in tables_of(solset):
                     group["time"][:] = times
         summary = check(temporary, len(times))
-        os.replace(temporary, out)
-    except OSError as error:
-        raise UserError(f"{out} cannot be written ({one_line(error)}); check the folder and its free space") from error
-    finally:
-        temporary.unlink(missing_ok=True)
-    return summary
+    return summary | {"failed_chunks": failed}
 
 
-def _refuse_full_disk(chunks: Sequence[str | os.PathLike], out: str | os.PathLike) -> None:
-    """Make sure of the room beforehand: HDF5 1.14 crashes (SIGSEGV) when it closes a file on a full disk."""
-    need = sum(os.path.getsize(path) for path in chunks) + SPARE_BYTES
-    folder = Path(out).absolute().parent
-    free = shutil.disk_usage(folder).free if folder.is_dir() else need
-    if free < need:
-        raise UserError(
-            f"{out} cannot be written: it may take {need / 1e6:.1f} MB, and {free / 1e6:.1f} MB are free in {folder};"
-            " make room"
-        )
+def _without_failed(
+    chunks: Sequence[str | os.PathLike | None], out: str | os.PathLike, grid: Grid | None
+) -> tuple[list[str | os.PathLike], Grid | None, list[str]]:
+    """Turn the tiles of failed chunks into gaps; gives the good chunks, their grid and the names of the failed ones."""
+    good = [path for path in chunks if path is not None]
+    if len(good) == len(chunks):
+        return good, grid, []
+    if grid is None:
+        raise ValueError("only a grid tells the place of a chunk that failed")
+    if not good:
+        raise UserError(f"all {len(chunks)} chunks of {out} failed, so there are no solutions; look at their logs")
+    tiles = [(tile, path is not None) for tile, path in zip(grid.tiles, chunks, strict=True)]
+    failed = [tile for tile, is_good in tiles if not is_good]
+    gaps = (*grid.gaps, *((tile.first, tile.n_solutions) for tile in failed))
+    grid = replace(grid, tiles=tuple(tile for tile, is_good in tiles if is_good), gaps=gaps)
+    return good, grid, [tile.name for tile in failed]
 
 
 @dataclass(frozen=True)
 class _Part:
     path: str | os.PathLike
     times: np.ndarray  # (n_solutions,) MJD s
-
-
-def _part(path: str | os.PathLike) -> _Part:
-    return _Part(path, solution_times(path))
 
 
 def _place(parts: Sequence[_Part], grid: Grid | None) -> tuple[np.ndarray, np.ndarray]:
@@ -175,8 +164,8 @@ def _place(parts: Sequence[_Part], grid: Grid | None) -> tuple[np.ndarray, np.nd
     interval = grid.interval_s if grid and grid.interval_s else _interval(parts)
     exact = grid is not None and grid.start_s is not None and grid.interval_s is not None
     origin = grid.start_s + 0.5 * interval if exact else min(part.times[0] for part in parts)
-    # 1e-2 s is how far off its place DP3 lets a time slot be. Without an exact grid, the interval's rounding adds up.
-    step_tolerance = min(max(1e-2, 0.01 * interval), 0.25 * interval)
+    # Without an exact grid, the interval's rounding adds up.
+    step_tolerance = min(max(TIME_TOLERANCE_S, 0.01 * interval), 0.25 * interval)
     tolerance = step_tolerance if exact else 0.25 * interval
     order = np.argsort([part.times[0] for part in parts], kind="stable")
     places: dict[int, np.ndarray] = {}
@@ -242,118 +231,9 @@ def _refuse_overlap_or_hole(
         )
 
 
-def _tables(solset: h5py.Group) -> list[h5py.Group]:
-    return [item for item in solset.values() if isinstance(item, h5py.Group)]
-
-
-def _create_like(source: h5py.Group, target: h5py.Group, n_time: int) -> None:
-    """Create everything that `source` has, with `n_time` solutions; `val`, `weight` and `time` stay empty."""
-    _copy_attributes(source, target)
-    axes = axes_of(source) if "val" in source else []
-    for name, item in source.items():
-        if isinstance(item, h5py.Group):
-            _create_like(item, target.create_group(name), n_time)
-            continue
-        along_time = {"time": ["time"], "val": axes, "weight": axes}.get(name, []) if axes else []
-        shape = tuple(n_time if axis == "time" else n for axis, n in zip(along_time, item.shape, strict=False))
-        properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-        properties.set_obj_track_times(False)  # the same chunks shall give the same bytes
-        # DP3 reads strings as null-terminated. In h5py's own type, padded, each would lose its last character.
-        kind = item.id.get_type()
-        if item.dtype.kind == "O":
-            raise UserError(f"{item.file.filename}: {item.name} is of variable length; give an h5parm that DP3 wrote")
-        space = h5py.h5s.create_simple(shape or item.shape)
-        created = h5py.h5d.create(target.id, name.encode(), kind, space, properties)
-        if not along_time:
-            raw = np.empty(item.shape, f"V{kind.get_size()}")
-            item.id.read(h5py.h5s.ALL, h5py.h5s.ALL, raw, kind)
-            created.write(h5py.h5s.ALL, h5py.h5s.ALL, raw, kind)
-        _copy_attributes(item, h5py.Dataset(created))
-
-
-# What DP3 writes in front of its history, and the keys that are one chunk's own.
-_WALL_CLOCK = re.compile(r"^\d\d-\d\d-\d{4} \d\d:\d\d:\d\d: ")
-_OF_ONE_CHUNK = re.compile(r"^(numthreads|msin\.(starttime|starttimeslot|endtime|ntimes))=.*\n?", re.MULTILINE)
-
-
-def _copy_attributes(source: h5py.HLObject, target: h5py.HLObject) -> None:
-    for name, value in source.attrs.items():
-        if name.startswith("HISTORY"):
-            text = _OF_ONE_CHUNK.sub("", _WALL_CLOCK.sub("", text_of(value)))
-            value = np.bytes_(text.rstrip("\n").encode() + b"\nmerged along time by chunkcal\n")
-        target.attrs[name] = value
-
-
-def _write_tile(chunk: h5py.File, path: str | os.PathLike, reference: h5py.File, merged: h5py.File, first: int) -> None:
-    """Write the solutions of one chunk from solution `first` on."""
-    _refuse_other_members(chunk, reference, path)
-    for solset in reference.values():
-        own_solset = chunk[solset.name]
-        _refuse_other_members(own_solset, solset, path)
-        for name in {"antenna", "source"} & set(solset):
-            _refuse_other_rows(own_solset[name], solset[name], path)
-        for group in _tables(solset):
-            own = chunk[group.name]
-            axes, own_axes = axes_of(group), axes_of(own)
-            if sorted(axes) != sorted(own_axes) or own.attrs["TITLE"] != group.attrs["TITLE"]:
-                raise _other(path, f"{group.name} has another kind or other axes ({','.join(own_axes)})")
-            picks = [_pick(own, group, axis, path) for axis in axes]
-            for name in ("val", "weight"):
-                values = _read(own[name], path).transpose([own_axes.index(axis) for axis in axes])
-                for i, pick in enumerate(picks):
-                    values = values if pick is None else values.take(pick, axis=i)
-                n = values.shape[axes.index("time")]
-                merged[group.name][name][interval_range(axes, first, n)] = values
-
-
-def _read(dataset: h5py.Dataset, path: str | os.PathLike) -> np.ndarray:
-    try:
-        return dataset[()]
-    except OSError as error:
-        raise _other(path, f"{dataset.name} cannot be read ({one_line(error)})") from error
-
-
-def _pick(own: h5py.Group, reference: h5py.Group, axis: str, path: str | os.PathLike) -> np.ndarray | None:
-    """Indices that put an axis of a chunk into the order of the first chunk; None if it is so already."""
-    if axis == "time" or axis not in reference:  # TEC screens have axes without values of their own
-        return None
-    wanted, has = reference[axis][:], own[axis][:]
-    if axis == "freq":
-        if wanted.shape != has.shape or (np.abs(wanted - has) > FREQUENCY_TOLERANCE_HZ).any():
-            raise _other(path, f"{own.name} has other frequencies")
-        return None
-    if np.array_equal(wanted, has):
-        return None
-    place = {value: i for i, value in enumerate(has.tolist())}
-    odd = sorted(text_of(value) for value in place.keys() ^ set(wanted.tolist()))
-    if odd or len(place) != len(has):
-        raise _other(path, f"{own.name} has another axis {axis} ({', '.join(odd) or 'a name occurs twice'})")
-    return np.array([place[value] for value in wanted.tolist()])
-
-
-def _refuse_other_rows(own: h5py.Dataset, reference: h5py.Dataset, path: str | os.PathLike) -> None:
-    """Refuse a table of antennas or directions whose names or places differ; the order of rows is free."""
-    (value,) = set(reference.dtype.names) - {"name"}
-    tolerance = 0.1 if value == "position" else 1e-6  # m, rad
-    wanted, has = ({row["name"]: row[value].astype(float) for row in table[:]} for table in (reference, own))
-    odd = wanted.keys() ^ has.keys()
-    odd |= {name for name in wanted.keys() & has.keys() if np.abs(wanted[name] - has[name]).max() > tolerance}
-    if odd:
-        raise _other(path, f"{own.name} differs in {', '.join(sorted(map(text_of, odd)))}")
-
-
-def _refuse_other_members(own: h5py.Group, reference: h5py.Group, path: str | os.PathLike) -> None:
-    if set(own) != set(reference):
-        raise _other(path, f"{own.name} has {', '.join(own)}, not {', '.join(reference)}")
-
-
-def _other(path: str | os.PathLike, reason: str) -> UserError:
-    return UserError(f"h5parm {path} does not fit the other chunks: {reason}; solve that chunk again")
-
-
 def _write_gap(merged: h5py.File, first: int, n: int) -> None:
     for solset in merged.values():
-        for group in _tables(solset):
+        for group in tables_of(solset):
             place = interval_range(axes_of(group), first, n)
             group["val"][place] = np.nan
             group["weight"][place] = 0.0
