@@ -159,4 +159,4 @@ def test_bands_solved_apart_equal_one_solve(tmp_path):
     assert not tiny_ms.read(tmp_path / "gap.ms", "FLAG").any()
     np.testing.assert_array_equal(gap[:, [0, 1, 4, 5]], full[:, [0, 1, 4, 5]])
     model = np.array([tiny_ms.FLUX, 0, 0, tiny_ms.FLUX])
-    np.testing.assert_allclose(gap[:, [2, 3]], np.broadcast_to(model, gap[:, [2, 3]].shape), atol=0.1)
+    np.testing.assert_allclose(gap[:, [2, 3]], np.broadcast_to(model, gap[:, [2, 3]].shape), atol=0.3)
