@@ -20,7 +20,7 @@ import numpy as np
 from chunkcal.errors import UserError
 
 # What DP3 6.6's ApplyCal makes of a table's TITLE (schaapcommon, JonesParameters): the role it plays.
-_ROLES = {
+ROLES = {
     "amplitude": "amplitude",
     "scalaramplitude": "amplitude",
     "commonscalaramplitude": "amplitude",
@@ -38,7 +38,7 @@ _ROLES = {
 # Diagonal matrices first: DDECal's rotation modes mean J = diagonal x rotation, so that undoing J undoes
 # the diagonal first (ddecal/constraints/RotationAndDiagonalConstraint.cc).
 _SUB_STEPS = {"amplitude": "amp", "phase": "phase", "tec": "tec", "delay": "delay", "rotation": "rotation"}
-_NOT_CORRECTIONS = {"error"}  # the misfit that DDECal's TEC modes write beside the solutions
+NOT_CORRECTIONS = {"error"}  # the misfit that DDECal's TEC modes write beside the solutions
 # ApplyCal addresses polarizations by position, never by name.
 _POLARIZATIONS = [("XX", "YY"), ("RR", "LL"), ("XX", "XY", "YX", "YY"), ("RR", "RL", "LR", "LL")]
 FREQUENCY_TOLERANCE_HZ = 1.0  # far above what DP3's rounding does, far below a channel's width
@@ -269,9 +269,9 @@ def _applicable(path: str | os.PathLike, solset: str | None) -> dict[str, Soltab
         raise _refusal(path, f"there is no solution set {solset!r} but {', '.join(solsets)}", "correct `solset`")
     tables: dict[str, Soltab] = {}
     for table in solsets[solset or next(iter(solsets))]:
-        if table.kind in _NOT_CORRECTIONS:
+        if table.kind in NOT_CORRECTIONS:
             continue
-        role = _ROLES.get(table.kind)
+        role = ROLES.get(table.kind)
         if role is None:
             raise _refusal(path, f"DP3 cannot apply table {table.name} of kind {table.kind!r}", "remove that table")
         if role in tables:
@@ -374,7 +374,7 @@ def check(path: str | os.PathLike, n_solutions: int | None = None) -> dict:
                     "shape": list(table.shape),
                     "finite_fraction": float(by_interval.sum()) / max(1, size),
                 }
-                if table.kind not in _NOT_CORRECTIONS:
+                if table.kind not in NOT_CORRECTIONS:
                     some |= by_interval > 0
                     usable.update(dict(zip(table.antennas, by_station.tolist(), strict=True)))
                     total.update(dict.fromkeys(table.antennas, size // max(1, table.length("ant"))))

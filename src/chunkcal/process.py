@@ -1,0 +1,358 @@
+"""Solution processing: the steps that a solve's `process` lists, on its merged h5parm, in that order.
+
+A good order is reference, flag, smooth, interpolate, normalise: what is not referenced yet carries the phase that all
+stations share and no solve knows, and outliers that are not flagged yet are smeared out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from chunkcal import filters
+from chunkcal.errors import UserError
+from chunkcal.filters import AXES, Solutions
+from chunkcal.h5layout import written
+from chunkcal.h5parm import NOT_CORRECTIONS, ROLES, Soltab, check, describe, opened
+
+AUTO = "auto"
+_REAL = ("tec", "delay", "rotationmeasure")
+_LEAST_WINDOW = {"smooth": 3, "flag": 5}  # solutions: a median of fewer than 5 says little about what is usual
+_WINDOWS = {"window_s": ("time", "s"), "window_hz": ("freq", "Hz")}
+
+
+# ---- the steps and their parameters ---------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Subtract the phases (TEC, delay, rotation, rotation measure) of a station: see `filters.reference`."""
+
+    roles = ("phase", "rotation", *_REAL)
+    leaves = ("amplitude",)
+    station: str = AUTO  # auto: the one with the fewest flagged solutions in the source; of equals, the first
+
+
+@dataclass(frozen=True)
+class Flag:
+    """Flag outliers: see `filters.flag_outliers`."""
+
+    roles = ("phase", "amplitude", *_REAL)
+    leaves = ()
+    sigma: float = 5.0
+    window_s: float | None = None
+    window_hz: float | None = None
+
+
+@dataclass(frozen=True)
+class Smooth:
+    """Smooth: see `filters.smooth`."""
+
+    roles = ("phase", "amplitude", *_REAL)
+    leaves = ()
+    kind: str = "median"
+    window_s: float | None = None
+    window_hz: float | None = None
+
+
+@dataclass(frozen=True)
+class Interpolate:
+    """Fill flagged gaps in time: see `filters.interpolate`."""
+
+    roles = ("phase", "amplitude", *_REAL)
+    leaves = ()
+    max_gap_s: float = dataclasses.field(default=math.nan, metadata={"required": True})
+
+
+@dataclass(frozen=True)
+class Normalise:
+    """Divide amplitudes by their geometric mean: see `filters.normalise`."""
+
+    roles = ("amplitude",)
+    leaves = ("phase", "rotation", *_REAL)
+    per: tuple[str, ...] = ("dir",)
+
+
+Step = Reference | Flag | Smooth | Interpolate | Normalise
+STEPS: dict[str, type[Step]] = {
+    "reference": Reference,
+    "flag": Flag,
+    "smooth": Smooth,
+    "interpolate": Interpolate,
+    "normalise": Normalise,
+}
+_CHOICES = {"kind": ("median", "gaussian"), "per": ("freq", "dir", "pol")}
+
+
+def resolve_steps(
+    steps: Sequence[Mapping[str, Any]] | None, stations: Sequence[str] | None = None, where: str = "process"
+) -> tuple[Step, ...]:
+    """Check a list of processing steps from the configuration and fill in defaults.
+
+    Parameters
+    ----------
+    steps : sequence of mapping
+        Each has one key, the step's name, with a mapping of its parameters or None.
+    stations : sequence of str, optional
+        Names that `reference.station` may be, besides auto; any if not given.
+    where : str
+        Path of the list in the configuration, for messages.
+
+    Raises
+    ------
+    UserError
+        An unknown step, parameter, choice or station; a value out of bounds; a parameter is missing.
+    """
+    if steps is not None and (isinstance(steps, str | Mapping) or not isinstance(steps, Sequence)):
+        raise UserError(f"{where}: {steps!r} is not a list; give steps like - smooth: {{window_s: 120}}")
+    return tuple(_resolve(f"{where}[{i}]", step, stations) for i, step in enumerate(steps or ()))
+
+
+def _resolve(where: str, step: Any, stations: Sequence[str] | None) -> Step:
+    if not isinstance(step, Mapping) or len(step) != 1:
+        raise UserError(f"{where}: {step!r} is not one step; give one name with its parameters, in a list item each")
+    ((name, parameters),) = step.items()
+    if name not in STEPS:
+        raise UserError(f"{where}: there is no processing step {name!r}; {_hint(name, STEPS)}")
+    where = f"{where}.{name}"
+    if not isinstance(parameters, Mapping | None):
+        raise UserError(f"{where}: {parameters!r} are no parameters; give them as name: value")
+    fields = {field.name: field for field in dataclasses.fields(STEPS[name])}
+    values = {}
+    for key, value in (parameters or {}).items():
+        if key not in fields:
+            raise UserError(f"{where}.{key}: no such parameter; {_hint(key, fields)}")
+        if value is not None:
+            values[key] = _value(f"{where}.{key}", key, value, stations)
+    for key, field in fields.items():
+        if field.metadata.get("required") and key not in values:
+            raise UserError(f"{where}.{key} is missing; give a positive number")
+    if "window_s" in fields and not values.keys() & _WINDOWS.keys():
+        raise UserError(f"{where}: neither window_s nor window_hz is given; give one or both")
+    return STEPS[name](**values)
+
+
+def _value(where: str, key: str, value: Any, stations: Sequence[str] | None) -> Any:
+    if key == "station":
+        if stations is not None and value != AUTO and value not in stations:
+            raise UserError(f"{where}: there is no station {value!r}; {_hint(value, (*stations, AUTO))}")
+        return str(value)
+    if key == "kind":
+        return _choice(where, key, value)
+    if key == "per":
+        if isinstance(value, str) or not isinstance(value, Sequence):
+            raise UserError(f"{where}: {value!r} is not a list; give some of {', '.join(_CHOICES[key])}")
+        return tuple(_choice(where, key, item) for item in value)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not (math.isfinite(value) and value > 0):
+        raise UserError(f"{where}: {value!r} is not a positive number; give one")
+    return float(value)
+
+
+def _choice(where: str, key: str, value: Any) -> str:
+    if value not in _CHOICES[key]:
+        raise UserError(f"{where}: there is no {value!r}; {_hint(value, _CHOICES[key])}")
+    return value
+
+
+def _hint(name: Any, known: Sequence[str] | Mapping[str, Any]) -> str:
+    near = difflib.get_close_matches(str(name), list(known), n=1)
+    return f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
+
+
+# ---- doing them -----------------------------------------------------------------------------------------
+
+
+def process(source: str | os.PathLike, out: str | os.PathLike, steps: Sequence[Mapping[str, Any]]) -> dict:
+    """Process the solutions of an h5parm into another of the same layout.
+
+    All but `val` and `weight` is the source's, byte for byte; each step adds a HISTORY attribute to `val` of the
+    tables it works on. Solutions that are flagged in either way (val not finite, weight 0) are flagged in both ways
+    afterwards, and so are amplitudes that are not positive, because no gain has them. One table is in memory at a
+    time, in double precision, with the work space of one station.
+
+    Parameters
+    ----------
+    source : path
+        As DP3 or `merge` wrote it; never touched.
+    out : path
+        Written under a temporary name beside it and renamed when complete.
+    steps : sequence of mapping
+        As `resolve_steps` takes them.
+
+    Returns
+    -------
+    dict
+        As `check` of `out`, and `steps`: for each step its name, parameters (the station that auto stands for among
+        them) and `tables`: by ``solset/table`` the number of solutions it flagged or filled, or the factors by which
+        amplitudes were divided.
+
+    Raises
+    ------
+    UserError
+        As `resolve_steps`; a step knows nothing about a table, or finds no table to work on; a window is narrower
+        than a few solutions; `out` cannot be written.
+    """
+    if Path(out).exists() and os.path.samefile(source, out):
+        raise UserError(f"{source} cannot be processed into itself; give another output")
+    tables = {f"{solset}/{t.name}": t for solset, found in describe(source).solsets.items() for t in found}
+    tables = {path: table for path, table in tables.items() if table.kind not in NOT_CORRECTIONS}
+    stations = sorted({name for table in tables.values() for name in table.antennas})
+    resolved = [_with_station(step, source) for step in resolve_steps(steps, stations)]
+    for step in resolved:
+        _refuse_unfit(step, tables, source)
+    record = [{"name": name_of(step), **dataclasses.asdict(step), "tables": {}} for step in resolved]
+    with written(out, os.path.getsize(source)) as temporary:
+        with opened(source):  # refuses what is no HDF5 file, before it is copied
+            shutil.copyfile(source, temporary)
+        with h5py.File(temporary, "r+", locking=False) as file:
+            for path, table in tables.items():
+                _process_table(file[path], table, resolved, record, f"h5parm {source}, table {path}")
+        summary = check(temporary)
+    return summary | {"steps": record}
+
+
+def name_of(step: Step) -> str:
+    """Name of a step in the configuration."""
+    return type(step).__name__.lower()
+
+
+def _with_station(step: Step, source: str | os.PathLike) -> Step:
+    """Replace auto by the station with the largest usable fraction in the source."""
+    if not isinstance(step, Reference) or step.station != AUTO:
+        return step
+    usable = check(source)["stations"]
+    if not usable:
+        raise UserError(f"h5parm {source} has no stations to refer to; leave out reference")
+    return Reference(max(usable, key=usable.__getitem__))  # the first of equals
+
+
+def _refuse_unfit(step: Step, tables: Mapping[str, Soltab], source: str | os.PathLike) -> None:
+    name = name_of(step)
+    for path, table in tables.items():
+        role = role_of(table)
+        where = f"h5parm {source}, table {path}"
+        if role not in (*step.roles, *step.leaves):
+            # DDECal wraps a rotation at 90 degrees, where the phases beside it jump by 180 degrees.
+            why = ", which DDECal wraps together with the phases" if role == "rotation" else ""
+            raise UserError(f"{where}: {name} cannot be done on {table.kind} solutions{why}; leave out {name}")
+        full_jones = table.length("pol") == 4
+        if full_jones and isinstance(step, Smooth):
+            raise UserError(
+                f"{where}: smooth cannot be done on full-Jones solutions, because amplitudes and phases of small"
+                " off-diagonal elements mean nothing by themselves; leave out smooth"
+            )
+        if full_jones and isinstance(step, Normalise) and "pol" in step.per:
+            raise UserError(f"{where}: full-Jones solutions have no scale per polarization; leave pol out of per")
+        if isinstance(step, Reference) and role in step.roles and step.station not in table.antennas:
+            raise UserError(f"{where} has no station {step.station}; choose one that it has")
+        odd = set(table.axes) - set(AXES)
+        if odd:
+            raise UserError(f"{where} has an axis {odd.pop()!r}, which processing does not know; leave out `process`")
+    if not any(role_of(table) in step.roles for table in tables.values()):
+        kinds = ", ".join(sorted({table.kind for table in tables.values()})) or "no"
+        raise UserError(f"h5parm {source} has {kinds} solutions, and {name} works on none of them; leave out {name}")
+
+
+def role_of(table: Soltab) -> str:
+    """Give what the values of a table are: as the role in `h5parm.ROLES`, but rotation measures are their own."""
+    return table.kind if table.kind == "rotationmeasure" else ROLES.get(table.kind, table.kind)
+
+
+def _process_table(group: h5py.Group, table: Soltab, steps: Sequence[Step], record: list[dict], where: str) -> None:
+    solutions = _read(group, table)
+    done = []
+    for step, entry in zip(steps, record, strict=True):
+        if solutions.role not in step.roles:
+            continue
+        result = _apply(step, solutions, table, where)
+        entry["tables"][group.name.strip("/")] = result
+        done.append(f"{entry['name']} {_parameters_text(step)}: {_result_text(result)}")
+    if done:
+        _write(group, table, solutions)
+    attributes = group["val"].attrs
+    number = sum(name.startswith("HISTORY") for name in attributes)
+    for k, text in enumerate(done, start=number):
+        attributes[f"HISTORY{k:03d}"] = np.bytes_(f"processed by chunkcal: {text}\n".encode())
+
+
+def _apply(step: Step, solutions: Solutions, table: Soltab, where: str) -> dict:
+    if isinstance(step, Reference):
+        return {"n_flagged": filters.reference(solutions, table.antennas.index(step.station))}
+    if isinstance(step, Interpolate):
+        return {"n_filled": filters.interpolate(solutions, step.max_gap_s)}
+    if isinstance(step, Normalise):
+        factors = filters.normalise(solutions, step.per).ravel().tolist()
+        return {"divided_by": [None if math.isnan(factor) else factor for factor in factors]}
+    _refuse_narrow_windows(step, solutions, where)
+    if isinstance(step, Flag):
+        return {"n_flagged": filters.flag_outliers(solutions, step.sigma, step.window_s, step.window_hz)}
+    filters.smooth(solutions, step.kind, step.window_s, step.window_hz)
+    return {}
+
+
+def _refuse_narrow_windows(step: Flag | Smooth, solutions: Solutions, where: str) -> None:
+    for key, (axis, unit) in _WINDOWS.items():
+        width = getattr(step, key)
+        values = solutions.times if axis == "time" else solutions.frequencies
+        if width is None or len(values) < 2:  # nothing to compare with, and nothing to do
+            continue
+        spacing = float(np.median(np.diff(values)))
+        least = (_LEAST_WINDOW[name_of(step)] - 1) * spacing
+        if width * (1 + 1e-6) < least:
+            raise UserError(
+                f"{where}: {key} {width:g} of {name_of(step)} is narrower than {_LEAST_WINDOW[name_of(step)]} solutions"
+                f" of {spacing:.6g} {unit}; give {least:.6g} or more, or leave out {key}"
+            )
+
+
+def _read(group: h5py.Group, table: Soltab) -> Solutions:
+    """Read a table with its axes in the order of `filters.AXES`."""
+    role = role_of(table)
+    val, weight = (_ordered(group[name][()], table.axes) for name in ("val", "weight"))
+    val = val.astype(float, copy=False)
+    flagged = ~np.isfinite(val) | (weight == 0)
+    if role == "amplitude":
+        flagged |= ~(val > 0)
+    val[flagged] = np.nan
+    weight[flagged] = 0
+    times, frequencies = (group[a][:] if a in table.axes else np.zeros(1) for a in ("time", "freq"))
+    return Solutions(role, val, weight, times, frequencies)
+
+
+def _ordered(values: np.ndarray, axes: Sequence[str]) -> np.ndarray:
+    present = [axes.index(axis) for axis in AXES if axis in axes]
+    missing = tuple(i for i, axis in enumerate(AXES) if axis not in axes)
+    return np.expand_dims(values.transpose(present), missing)
+
+
+def _write(group: h5py.Group, table: Soltab, solutions: Solutions) -> None:
+    missing = tuple(i for i, axis in enumerate(AXES) if axis not in table.axes)
+    present = [axis for axis in AXES if axis in table.axes]
+    for name, values in (("val", solutions.val), ("weight", solutions.weight)):
+        group[name][...] = values.squeeze(missing).transpose([present.index(axis) for axis in table.axes])
+
+
+def _parameters_text(step: Step) -> str:
+    values = {key: value for key, value in dataclasses.asdict(step).items() if value is not None}
+    return ", ".join(f"{key}={','.join(v) if isinstance(v, tuple) else v}" for key, v in values.items())
+
+
+def _result_text(result: Mapping[str, Any]) -> str:
+    """Put a result into the history, where it must stay short: HDF5 allows an attribute 64 kB."""
+    texts = [
+        f"{key.replace('_', ' ')} {len(value)} factors"
+        if isinstance(value, list)
+        else f"{key.replace('_', ' ')} {value}"
+        for key, value in result.items()
+    ]
+    return ", ".join(texts) or "done"
