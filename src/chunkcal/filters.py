@@ -16,6 +16,7 @@ AXES = ("time", "freq", "ant", "dir", "pol")
 _GAUSSIAN_MAD = 1.4826  # standard deviation / median absolute deviation of Gaussian noise: 1 / Phi^-1(3/4)
 _TOLERANCE = 1e-4  # ten times DDECal's default `tolerance`: what differs by less is no outlier among quiet ones
 _LEAST_HALF_WINDOW = 3  # solutions on each side that a median takes in even beside an edge or a gap
+_LOPSIDED = 1e-3  # window widths between its mean and its middle: more than rounding, less than one missing solution
 _LEAST_FOR_DRIFT = 5  # solutions: the drift of fewer is mostly noise
 _COLUMNS = (0, 3, 0, 3)  # XX or YY: the diagonal element in the column of XX, XY, YX and YY of a Jones matrix
 
@@ -82,7 +83,9 @@ def flag_outliers(solutions: Solutions, sigma: float, window_s: float | None, wi
     The deviation from the median is compared with `sigma` times its own robust standard deviation, 1.4826 times the
     median absolute deviation (Rousseeuw & Croux 1993, JASA 88, 1273), taken for each station, direction and
     polarization over all times and frequencies. Phases are compared as unit vectors, so that wraps do not matter, and
-    amplitudes by their logarithm. What many neighbours share, such as a jump between chunks, is no outlier.
+    amplitudes by their logarithm. A window must be shorter than phases take to turn by 180 degrees, or the direction of
+    its median means nothing and nothing is found. What many neighbours share, such as a jump between chunks, is no
+    outlier.
 
     Returns
     -------
@@ -265,9 +268,9 @@ def _median(
 def _running_median(values: np.ndarray, coordinates: np.ndarray, width: float, others: bool = False) -> np.ndarray:
     """Running median along the first axis; that of unit vectors is a unit vector.
 
-    The window is symmetric in the number of rows that hold something: beside an edge or a gap, the median of what lies
-    on one side would be off by a quarter of the window's drift. The outermost three take in three of the one side,
-    from which their drift is taken out first: the median of the differences between neighbours in the whole window.
+    The window is symmetric in the number of rows that hold something, three on one side at least: beside an edge or a
+    gap, the median of what lies on one side would be off by a quarter of the window's drift. Where it still is
+    lopsided, the drift is taken out first.
 
     Parameters
     ----------
@@ -283,18 +286,42 @@ def _running_median(values: np.ndarray, coordinates: np.ndarray, width: float, o
         half = max(min(k - lows[k], highs[k] - 1 - k), _LEAST_HALF_WINDOW)
         window = np.arange(max(lows[k], k - half), min(highs[k], k + half + 1))
         block = values[window]
-        if len(window) < 2 * half + 1 and highs[k] - lows[k] >= _LEAST_FOR_DRIFT:
+        away = coordinates[window] - coordinates[k]
+        if abs(away.mean()) > _LOPSIDED * width and highs[k] - lows[k] >= _LEAST_FOR_DRIFT:
             drift = _drift(values[lows[k] : highs[k]], coordinates[lows[k] : highs[k]])
-            shift = drift * (coordinates[window] - coordinates[k]).reshape(-1, *[1] * drift.ndim)
-            block = block * np.exp(-1j * shift) if np.iscomplexobj(block) else block - shift
+            block = _without(block, drift, away)
         result[row] = median(block[window != k] if others and len(window) > 1 else block)
     return result
 
 
 def _drift(values: np.ndarray, coordinates: np.ndarray) -> np.ndarray:
-    """Median change of neighbours along the first axis, per unit of the coordinate; 0 where none are neighbours."""
-    change = np.angle(values[1:] * values[:-1].conj()) if np.iscomplexobj(values) else np.diff(values, axis=0)
-    return np.nan_to_num(_median_first(change / np.diff(coordinates).reshape(-1, *[1] * (values.ndim - 1))))
+    """Median change along the first axis per unit of the coordinate; 0 where it cannot be known.
+
+    From differences over longer and longer distances: those of neighbours are mostly noise, and those over half the
+    window may be wraps of a phase, unless the drift is nearly known.
+    """
+    drift = np.zeros(values.shape[1:])
+    spacing = np.median(np.diff(coordinates))
+    lag = 1
+    while lag <= len(coordinates) // 2:
+        distance = coordinates[lag:] - coordinates[:-lag]
+        near = distance < 1.5 * lag * spacing  # a gap's length may be many wraps
+        change = _without(values[lag:][near], drift, distance[near])
+        before = values[:-lag][near]
+        change = np.angle(change * before.conj()) if np.iscomplexobj(values) else change - before
+        drift += np.nan_to_num(_median_first(change / _column(distance[near], change)))
+        lag *= 2
+    return drift
+
+
+def _without(values: np.ndarray, drift: np.ndarray, away: np.ndarray) -> np.ndarray:
+    """Take out what the drift has added along the first axis at these distances."""
+    shift = drift * _column(away, values)
+    return values * np.exp(-1j * shift) if np.iscomplexobj(values) else values - shift
+
+
+def _column(vector: np.ndarray, values: np.ndarray) -> np.ndarray:
+    return vector.reshape(-1, *[1] * (values.ndim - 1))
 
 
 def _circular_median(vectors: np.ndarray) -> np.ndarray:

@@ -95,7 +95,10 @@ _CHOICES = {"kind": ("median", "gaussian"), "per": ("freq", "dir", "pol")}
 
 
 def resolve_steps(
-    steps: Sequence[Mapping[str, Any]] | None, stations: Sequence[str] | None = None, where: str = "process"
+    steps: Sequence[Mapping[str, Any]] | None,
+    stations: Sequence[str] | None = None,
+    kinds: Sequence[str] | None = None,
+    where: str = "process",
 ) -> tuple[Step, ...]:
     """Check a list of processing steps from the configuration and fill in defaults.
 
@@ -105,17 +108,45 @@ def resolve_steps(
         Each has one key, the step's name, with a mapping of its parameters or None.
     stations : sequence of str, optional
         Names that `reference.station` may be, besides auto; any if not given.
+    kinds : sequence of str, optional
+        Kinds of the tables that the solve writes (their TITLE: phase, amplitude, tec …), to refuse steps that do not
+        suit them.
     where : str
         Path of the list in the configuration, for messages.
 
     Raises
     ------
     UserError
-        An unknown step, parameter, choice or station; a value out of bounds; a parameter is missing.
+        An unknown step, parameter, choice or station; a value out of bounds; a parameter is missing; a step cannot be
+        done on one of the kinds, or works on none of them.
     """
     if steps is not None and (isinstance(steps, str | Mapping) or not isinstance(steps, Sequence)):
         raise UserError(f"{where}: {steps!r} is not a list; give steps like - smooth: {{window_s: 120}}")
-    return tuple(_resolve(f"{where}[{i}]", step, stations) for i, step in enumerate(steps or ()))
+    resolved = tuple(_resolve(f"{where}[{i}]", step, stations) for i, step in enumerate(steps or ()))
+    for i, step in enumerate(resolved if kinds is not None else ()):
+        _refuse_kinds(f"{where}[{i}].{name_of(step)}", step, sorted(set(kinds)))
+    return resolved
+
+
+def _refuse_kinds(where: str, step: Step, kinds: Sequence[str]) -> None:
+    roles = {kind: role_of(kind) for kind in kinds}
+    for kind, role in roles.items():
+        if role not in (*step.roles, *step.leaves):
+            # DDECal wraps a rotation at 90 degrees, where the phases beside it jump by 180 degrees.
+            why = ", which DDECal wraps together with the phases" if role == "rotation" else ""
+            raise UserError(f"{where} cannot be done on {kind} solutions{why}; leave it out")
+    if not set(roles.values()) & set(step.roles):
+        raise UserError(f"{where} works on {', '.join(step.roles)}, and there are {', '.join(kinds)}; leave it out")
+
+
+def role_of(kind: str) -> str:
+    """Give what solutions of a kind are: their role in `h5parm.ROLES`, but rotation measures are their own."""
+    return kind if kind == "rotationmeasure" else ROLES.get(kind, kind)
+
+
+def name_of(step: Step) -> str:
+    """Name of a step in the configuration."""
+    return type(step).__name__.lower()
 
 
 def _resolve(where: str, step: Any, stations: Sequence[str] | None) -> Step:
@@ -207,7 +238,9 @@ def process(source: str | os.PathLike, out: str | os.PathLike, steps: Sequence[M
     tables = {f"{solset}/{t.name}": t for solset, found in describe(source).solsets.items() for t in found}
     tables = {path: table for path, table in tables.items() if table.kind not in NOT_CORRECTIONS}
     stations = sorted({name for table in tables.values() for name in table.antennas})
-    resolved = [_with_station(step, source) for step in resolve_steps(steps, stations)]
+    kinds = [table.kind for table in tables.values()]
+    resolved = resolve_steps(steps, stations, kinds, where=f"h5parm {source}: process")
+    resolved = [_with_station(step, source) for step in resolved]
     for step in resolved:
         _refuse_unfit(step, tables, source)
     record = [{"name": name_of(step), **dataclasses.asdict(step), "tables": {}} for step in resolved]
@@ -221,11 +254,6 @@ def process(source: str | os.PathLike, out: str | os.PathLike, steps: Sequence[M
     return summary | {"steps": record}
 
 
-def name_of(step: Step) -> str:
-    """Name of a step in the configuration."""
-    return type(step).__name__.lower()
-
-
 def _with_station(step: Step, source: str | os.PathLike) -> Step:
     """Replace auto by the station with the largest usable fraction in the source."""
     if not isinstance(step, Reference) or step.station != AUTO:
@@ -237,35 +265,23 @@ def _with_station(step: Step, source: str | os.PathLike) -> Step:
 
 
 def _refuse_unfit(step: Step, tables: Mapping[str, Soltab], source: str | os.PathLike) -> None:
+    """Refuse what only the tables themselves tell."""
     name = name_of(step)
     for path, table in tables.items():
-        role = role_of(table)
         where = f"h5parm {source}, table {path}"
-        if role not in (*step.roles, *step.leaves):
-            # DDECal wraps a rotation at 90 degrees, where the phases beside it jump by 180 degrees.
-            why = ", which DDECal wraps together with the phases" if role == "rotation" else ""
-            raise UserError(f"{where}: {name} cannot be done on {table.kind} solutions{why}; leave out {name}")
         full_jones = table.length("pol") == 4
         if full_jones and isinstance(step, Smooth):
             raise UserError(
-                f"{where}: smooth cannot be done on full-Jones solutions, because amplitudes and phases of small"
-                " off-diagonal elements mean nothing by themselves; leave out smooth"
+                f"{where}: {name} cannot be done on full-Jones solutions, because amplitudes and phases of small"
+                f" off-diagonal elements mean nothing by themselves; leave out {name}"
             )
         if full_jones and isinstance(step, Normalise) and "pol" in step.per:
             raise UserError(f"{where}: full-Jones solutions have no scale per polarization; leave pol out of per")
-        if isinstance(step, Reference) and role in step.roles and step.station not in table.antennas:
+        if isinstance(step, Reference) and role_of(table.kind) in step.roles and step.station not in table.antennas:
             raise UserError(f"{where} has no station {step.station}; choose one that it has")
         odd = set(table.axes) - set(AXES)
         if odd:
             raise UserError(f"{where} has an axis {odd.pop()!r}, which processing does not know; leave out `process`")
-    if not any(role_of(table) in step.roles for table in tables.values()):
-        kinds = ", ".join(sorted({table.kind for table in tables.values()})) or "no"
-        raise UserError(f"h5parm {source} has {kinds} solutions, and {name} works on none of them; leave out {name}")
-
-
-def role_of(table: Soltab) -> str:
-    """Give what the values of a table are: as the role in `h5parm.ROLES`, but rotation measures are their own."""
-    return table.kind if table.kind == "rotationmeasure" else ROLES.get(table.kind, table.kind)
 
 
 def _process_table(group: h5py.Group, table: Soltab, steps: Sequence[Step], record: list[dict], where: str) -> None:
@@ -317,7 +333,7 @@ def _refuse_narrow_windows(step: Flag | Smooth, solutions: Solutions, where: str
 
 def _read(group: h5py.Group, table: Soltab) -> Solutions:
     """Read a table with its axes in the order of `filters.AXES`."""
-    role = role_of(table)
+    role = role_of(table.kind)
     val, weight = (_ordered(group[name][()], table.axes) for name in ("val", "weight"))
     val = val.astype(float, copy=False)
     flagged = ~np.isfinite(val) | (weight == 0)

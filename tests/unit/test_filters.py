@@ -134,11 +134,13 @@ def test_a_bad_channel_is_an_outlier_in_frequency_only():
     assert np.isnan(in_frequency.val).sum() <= 102
 
 
-def test_edges_of_gaps_are_no_outliers():
-    values = wrapped(0.2 * np.arange(200.0) + 0.01 * noise(1, 200))
+@pytest.mark.parametrize("length", [1, 2, 12, 40, 70])
+@pytest.mark.parametrize("window_s", [100.0, 600.0])
+def test_edges_of_gaps_are_no_outliers(length, window_s):
+    values = wrapped(0.045 * np.arange(200.0) + 0.01 * noise(1, 200))
     gap = np.zeros((200, 1, 1, 1, 1), bool)
-    gap[60:130] = True
-    assert filters.flag_outliers(table("phase", values, gap), 6.0, 600.0, None) == 0
+    gap[60 : 60 + length] = gap[150:152] = True
+    assert filters.flag_outliers(table("phase", values, gap), 6.0, window_s, None) == 0
 
 
 def test_constant_and_empty_solutions():
@@ -205,13 +207,22 @@ def test_flagged_solutions_have_no_influence_and_stay_flagged(kind):
 
 
 def test_median_follows_a_drift_up_to_edges_and_gaps():
-    drift = 0.05 * np.arange(100.0)
+    drift = 0.1 * np.arange(100.0)
     gap = np.zeros((100, 1, 1, 1, 1), bool)
-    gap[40:60] = True
+    gap[20] = gap[40:60] = gap[80:85] = True
     solutions = table("phase", wrapped(drift), gap)
     filters.smooth(solutions, "median", 200.0, None)
-    off = np.abs(wrapped(solutions.val[:, 0, 0, 0, 0] - drift))
-    assert np.nanmax(off) < 1e-9
+    assert np.nanmax(np.abs(wrapped(solutions.val[:, 0, 0, 0, 0] - drift))) < 1e-9
+
+
+def test_median_beside_edges_and_gaps_is_little_noisier():
+    gap = np.zeros((120, 200, 1, 1, 1), bool)
+    gap[[30, 31, 33]] = gap[60:75] = True
+    solutions = table("phase", 0.3 * noise(1, 120, 200), gap)
+    filters.smooth(solutions, "median", 400.0, None)
+    spread = solutions.val[~gap[:, 0, 0, 0, 0], :, 0, 0, 0].std(axis=1)
+    assert spread.max() < 0.3 * 0.65  # what the outermost have to go on are three or four
+    assert spread[20:35].max() < 1.25 * 0.3 * median_factor(41)  # across a short gap, the whole window counts
 
 
 def test_gaussian_weighs_by_true_distance_in_frequency():

@@ -85,8 +85,19 @@ def test_resolve_steps():
 )
 def test_wrong_steps_are_refused(step, message):
     with pytest.raises(UserError, match=message) as error:
-        resolve_steps([step], ["CS001HBA0", "RS305HBA"], "solves[1].process")
+        resolve_steps([step], ["CS001HBA0", "RS305HBA"], where="solves[1].process")
     assert "\n" not in str(error.value)
+
+
+def test_steps_that_do_not_suit_the_kind_of_solutions_are_refused_early():
+    smooth = [{"smooth": {"window_s": 60}}]
+    assert resolve_steps([*smooth, {"normalise": None}], kinds=["phase", "amplitude"])[1] == Normalise()
+    with pytest.raises(
+        UserError, match=r"solves\[2\].process\[0\].normalise works on amplitude, and there are phase, tec"
+    ):
+        resolve_steps([{"normalise": None}], kinds=["tec", "phase"], where="solves[2].process")
+    with pytest.raises(UserError, match="smooth cannot be done on rotation solutions"):
+        resolve_steps(smooth, kinds=["phase", "amplitude", "rotation"])
 
 
 def test_what_is_no_list_is_refused():
@@ -181,10 +192,18 @@ def test_auto_takes_the_station_with_the_fewest_flagged_solutions(tmp_path):
 @pytest.mark.parametrize(
     ("file", "step", "message"),
     [
-        ({"tables": ["phase000"]}, {"normalise": None}, "has phase solutions, and normalise works on none of them"),
-        ({"tables": ["amplitude000"]}, {"reference": None}, "has amplitude solutions, and reference works on none"),
-        ({"tables": ["rotation000"]}, {"smooth": {"window_s": 60}}, "rotation000: smooth cannot be done on rotation"),
-        ({"tables": ["gain000"]}, {"reference": None}, "gain000: reference cannot be done on gain solutions"),
+        (
+            {"tables": ["phase000"]},
+            {"normalise": None},
+            r"process\[0\].normalise works on amplitude, and there are phase; leave it out",
+        ),
+        ({"tables": ["amplitude000"]}, {"reference": None}, "reference works on phase, .*, and there are amplitude"),
+        (
+            {"tables": ["rotation000"]},
+            {"smooth": {"window_s": 60}},
+            "a.h5: process.0..smooth cannot be done on rotation solutions, which",
+        ),
+        ({"tables": ["gain000"]}, {"reference": None}, "reference cannot be done on gain solutions"),
         ({"tables": ["phase000"], "n_pol": 4}, {"smooth": {"window_s": 60}}, "cannot be done on full-Jones solutions"),
         (
             {"tables": ["amplitude000"], "n_pol": 4},
