@@ -28,6 +28,7 @@ rule all:
     default_target: True
     input:
         expand(f"{OUT}/{{obs}}/{{obs}}.ms", obs=OBSERVATIONS),
-        expand(f"{OUT}/{{obs}}/solutions/{{solve}}.h5", obs=OBSERVATIONS, solve=SOLVES),
+        [final_solutions(obs, solve) for obs in OBSERVATIONS for solve in SOLVES],
+        expand(f"{OUT}/{{obs}}/bands/{{solve}}.h5", obs=BANDS, solve=SOLVES),
         kept_chunks,
         f"{OUT}/report.html",

@@ -19,8 +19,9 @@ def resolve_observations(config: dict[str, Any]) -> list[dict[str, str | None]]:
     Returns
     -------
     list of dict
-        ``obs`` (name), ``ms`` (path) and ``sky_model`` (path, or None without calibration), in the order of the
-        configuration; the matches of one glob are sorted by name. Relative paths stay relative.
+        ``obs`` (name), ``ms`` (path), ``sky_model`` (path, or None without calibration) and ``band_of`` (name of the
+        observation that it is a band of, or None), in the order of the configuration; the matches of one glob are
+        sorted by name. Relative paths stay relative.
 
     Raises
     ------
@@ -46,7 +47,7 @@ def resolve_observations(config: dict[str, Any]) -> list[dict[str, str | None]]:
         if model is not None:
             model = model.replace("{obs}", obs).replace("{ms_dir}", os.path.dirname(ms) or ".")
             model = os.path.normpath(os.path.join(base, os.path.expanduser(model)))
-        observations[obs] = {"obs": obs, "ms": ms, "sky_model": model}
+        observations[obs] = {"obs": obs, "ms": ms, "sky_model": model, "band_of": row.get("band_of") or None}
     return list(observations.values())
 
 
@@ -79,19 +80,21 @@ def _from_sheet(path: str) -> list[dict[str, str]]:
     if not Path(path).is_file():
         raise UserError(f"observations: {path} does not exist; it should be a tab-separated file with a column ms")
     table = pd.read_csv(path, sep="\t", dtype=str, comment="#", keep_default_na=False, skipinitialspace=True)
-    unknown = set(table.columns) - {"obs", "ms", "sky_model"}
+    unknown = set(table.columns) - {"obs", "ms", "sky_model", "band_of"}
     if "ms" not in table.columns or unknown:
         raise UserError(
-            f"observations: {path} has the columns {', '.join(table.columns)}; wanted: ms, optionally obs and sky_model"
+            f"observations: {path} has the columns {', '.join(table.columns)}; wanted: ms, optionally obs, sky_model"
+            " and band_of"
         )
     rows = [{key: value.strip() for key, value in row.items()} for row in table.to_dict("records")]
     for number, row in enumerate(rows, start=2):
         if not row["ms"]:
             raise UserError(f"observations: {path}, line {number}: the column ms is empty")
-        if row.get("obs") and row["obs"] != observation_name(row["obs"] + ".ms"):
-            raise UserError(
-                f"observations: {path}, line {number}: obs {row['obs']!r} may hold only letters, digits and _ . + -"
-            )
+        for key in ("obs", "band_of"):
+            if row.get(key) and row[key] != observation_name(row[key] + ".ms"):
+                raise UserError(
+                    f"observations: {path}, line {number}: {key} {row[key]!r} may hold only letters, digits and _ . + -"
+                )
     if not rows:
         raise UserError(f"observations: {path} lists no observation")
     return rows

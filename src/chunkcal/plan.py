@@ -21,6 +21,7 @@ from chunkcal.errors import UserError
 from chunkcal.ms import Observation, read_observation
 from chunkcal.skymodel import read_patches
 from chunkcal.solves import Solve, SolveInput
+from chunkcal.solutionsteps import name_of
 from chunkcal.steps import Pipeline, parse_steps, preprocess_run
 from chunkcal.strategy import Strategy
 
@@ -178,6 +179,14 @@ def _notes(calibration: Strategy | None, apply: Mapping[str, Any], time_factor: 
             f"apply: the solutions of {names} differ between directions and are left to the imager; set apply.direction"
             " or apply.subtract to use them here"
         )
+    for solve in calibration.solves[:-1]:
+        # A common phase of all stations cancels; anything else, later solves have counted on.
+        changed = [name_of(step) for step in solve.process if name_of(step) != "reference"]
+        if changed:
+            notes.append(
+                f"solve {solve.name}: {', '.join(changed)} change what later solves have built on, so that it may be"
+                " corrected for twice or not at all; process the last solve instead, or solve in two runs with preapply"
+            )
     intervals = sorted({solve.solint for solve in calibration.solves})
     nested = [intervals[0]]
     for interval in intervals[1:]:
@@ -254,7 +263,6 @@ def _solve_grid(solve: Solve, data: Mapping[str, Any]) -> dict[str, Any]:
         "mode": solve.mode,
         "solint": solve.solint,
         "n_directions": len(solve.directions),
-        "process": list(solve.process),
         "solutions_per_interval": per_interval,
         "start_s": data["first_time"] - 0.5 * data["interval_s"],
         "interval_s": data["interval_s"] * (solve.solint // per_interval),

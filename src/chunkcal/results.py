@@ -210,7 +210,7 @@ def collect(
             run.observations[path.parent.name].ms = path
     for path in map(Path, solutions):
         if path.exists() and path.parent.parent.name in run.observations:
-            run.observations[path.parent.parent.name].solutions[path.stem] = path
+            run.observations[path.parent.parent.name].solutions[path.name.partition(".")[0]] = path
     for result in run.observations.values():
         _note_missing(result)
     run.tasks.sort(key=lambda task: (task.start, task.obs, task.stage))
@@ -237,7 +237,8 @@ def collect_folder(folder: str | os.PathLike) -> Run:
         plan,
         [path for obs in names for stage in STAGES for path in sorted((folder / obs / stage).glob("t*[0-9].json"))],
         [path for obs in names for path in sorted((folder / obs / "fit").glob("*.fit.json"))],
-        [path for obs in names for path in (folder / obs / "solutions").glob("*.h5")],
+        # gain.processed.h5 comes after gain.h5, and counts.
+        [path for obs in names for path in sorted((folder / obs / "solutions").glob("*.h5"))],
         [folder / obs / f"{obs}.ms" for obs in names],
     )
 

@@ -15,6 +15,7 @@ from typing import Any
 from chunkcal import chunkrules, h5parm, parameters
 from chunkcal.errors import UserError
 from chunkcal.skymodel import SkyModel
+from chunkcal.solutionsteps import Step, resolve_steps
 
 FULL_JONES = ("fulljones",)
 _AMPLITUDE, _PHASE = ("amplitude000",), ("phase000",)
@@ -128,7 +129,7 @@ class Solve:
     parameters: Mapping[str, Any]
     directions: tuple[tuple[str, ...], ...] = ((),)
     preapply: tuple[str, ...] = ()
-    process: tuple[Mapping[str, Any], ...] = ()
+    process: tuple[Step, ...] = ()
     notes: tuple[str, ...] = ()
 
     @property
@@ -207,7 +208,7 @@ def resolve_solve(
         values,
         _directions(where, solve.get("directions", "independent"), sky),
         tuple(_table(f"{where}: preapply", path, given.stations, extra_inputs_dir) for path in preapply),
-        tuple(solve.get("process") or ()),
+        resolve_steps(solve.get("process"), given.stations, _kinds(mode), f"{where}: process"),
         tuple(notes),
     )
 
@@ -235,6 +236,12 @@ def _mode(where: str, mode: Any) -> str:
     near = difflib.get_close_matches(text, MODES, n=1)
     hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(MODES)}"
     raise UserError(f"{where}: DDECal has no mode {mode!r}; {hint}")
+
+
+def _kinds(mode: str) -> list[str]:
+    """Kinds of the tables that a mode writes."""
+    tables = ("amplitude", "phase") if MODES[mode] == FULL_JONES else MODES[mode]
+    return [table.rstrip("0") for table in tables]
 
 
 def _n_channels(where: str, solve: Mapping[str, Any], mode: str, given: SolveInput, notes: list[str]) -> int:

@@ -135,7 +135,8 @@ def calibrate_run(strategy: Strategy, extra_inputs_dir: str | None = None) -> di
             if number < len(one.solves) - 1:
                 own[f"{step}.keepmodel"] = "true"
             values |= own
-        parsets.append({"msin": "in.ms", "msout": "", "steps": f"[{','.join(steps)}]", **values})
+        # DP3 would write corrected data back to its input; behind a null step it writes nothing (base/DP3.cc).
+        parsets.append({"msin": "in.ms", "steps": f"[{','.join(steps)},null]", **values, "null.type": "null"})
         before.append(one)
     return {"parsets": parsets, "links": links, "product": SOLUTIONS}
 

@@ -143,6 +143,49 @@ def test_every_bit_is_that_of_plain_dp3(chunked, reference, case):
     assert_same_bits(ours, theirs)
 
 
+def test_two_passes_are_those_of_plain_dp3(data, tmp_path):
+    """First all patches together, then each by itself on corrected data; in the end one patch is subtracted."""
+    _, files = data
+    settings = OBSERVATIONS["tail"].complete()
+    fast = {"mode": "scalarphase", "solint": 1, "nchan": 0} | RAPTHOR
+    slow = {"mode": "diagonal", "solint": 4, "nchan": 0, "solveralgorithm": "directioniterative"} | DP3
+    entry = {"obs": "a", "ms": str(files["tail"].ms), "sky_model": str(files["tail"].sky_model)}
+    solves = [{"name": "fast", "mode": "scalarphase", "solint_s": settings.interval_s} | RAPTHOR]
+    solves += [{"name": "slow", "mode": "diagonal", "solint_s": 4 * settings.interval_s, "directions": "patches"} | DP3]
+    solves[1]["solver_algorithm"] = "directioniterative"
+    sections = {
+        "chunks": {"n_slots": 8},
+        "preprocess": {"steps": []},
+        "calibrate": {"sky_model": "", "solves": solves},
+        "apply": {"interpolation": "nearest", "subtract": ["patch2"]},
+    }
+    plan = make_plan([entry], sections).observations["a"]
+    ms, merged = run_chunks(tmp_path / "chunks", plan)
+    (tmp_path / "plain").mkdir()
+    (tmp_path / "plain/raw.ms").symlink_to(files["tail"].ms)
+    (tmp_path / "plain/sky.skymodel").symlink_to(files["tail"].sky_model)
+
+    def solve(name, ms, directions, values):
+        keys = {"type": "ddecal", "h5parm": f"{name}.h5", "sourcedb": "sky.skymodel", "directions": directions} | values
+        return {"msin": ms, "msout": "", "steps": "[s]"} | {f"s.{key}": value for key, value in keys.items()}
+
+    corrupt = {"a.parmdb": "slow.h5", "a.correction": "amplitude000", "p.parmdb": "slow.h5", "p.correction": "phase000"}
+    plain_dp3(
+        tmp_path / "plain",
+        solve("fast", "raw.ms", "[[patch0,patch1,patch2]]", fast),
+        {"msin": "raw.ms", "msout": "corrected.ms", "steps": "[a]", "a.type": "applycal", "a.parmdb": "fast.h5"}
+        | {"a.correction": "phase000", "a.interpolation": "nearest"},
+        solve("slow", "corrected.ms", "[[patch0],[patch1],[patch2]]", slow),
+        {"msin": "corrected.ms", "msout": "residual.ms", "steps": "[h]", "h.type": "h5parmpredict"}
+        | {"h.sourcedb": "sky.skymodel", "h.directions": "[[patch2]]", "h.operation": "subtract"}
+        | {"h.applycal.parmdb": "slow.h5", "h.applycal.correction": "amplitude000", "h.applycal.steps": "[p,a]"}
+        | {f"h.applycal.{key}": value for key, value in corrupt.items()},
+    )
+    for name in ("fast", "slow"):
+        assert_same_bits(solutions(merged[name]), solutions(tmp_path / f"plain/{name}.h5"))
+    assert_same_bits(columns(ms), columns(tmp_path / "plain/residual.ms"))
+
+
 def test_every_preset_with_several_solves_is_tried_here():
     """The others are one solve of a mode that test_chunk_rules tries."""
     shipped = {path.stem: yaml.safe_load(path.read_text()) for path in Path(ROOT / "config/presets").glob("*.yaml")}

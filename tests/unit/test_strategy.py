@@ -26,8 +26,7 @@ def test_one_solve():
         "parsets": [
             {
                 "msin": "in.ms",
-                "msout": "",
-                "steps": "[solve_s0]",
+                "steps": "[solve_s0,null]",
                 "solve_s0.type": "ddecal",
                 "solve_s0.h5parm": "solutions/s0.h5",
                 "solve_s0.mode": "diagonal",
@@ -35,6 +34,7 @@ def test_one_solve():
                 "solve_s0.nchan": "0",
                 "solve_s0.sourcedb": "sky.skymodel",
                 "solve_s0.directions": "[[p1,p2,p3]]",
+                "null.type": "null",
             }
         ],
         "links": {"sky.skymodel": "/data/my sky.txt"},
@@ -44,7 +44,7 @@ def test_one_solve():
 
 def test_solves_of_the_same_directions_share_one_pass():
     (parset,) = calibrate_run(strategy(PHASE | PATCHES, PHASE | PATCHES, GAIN | PATCHES))["parsets"]
-    assert parset["steps"] == "[solve_s0,solve_s1,solve_s2]"
+    assert parset["steps"] == "[solve_s0,solve_s1,solve_s2,null]"
     assert parset["solve_s0.directions"] == "[[p1],[p2],[p3]]"
     # Each hands the model on with its solutions; all take it under the names of the one that predicted it.
     assert [parset.get(f"solve_s{i}.keepmodel") for i in range(3)] == ["true", "true", None]
@@ -55,8 +55,8 @@ def test_solves_of_the_same_directions_share_one_pass():
 def test_a_change_of_directions_begins_a_pass_on_corrected_data():
     run = calibrate_run(strategy(PHASE, {"mode": "rotation+diagonal"}, GAIN | PATCHES))
     first, second = run["parsets"]
-    assert first["steps"] == "[solve_s0,solve_s1]"
-    assert second["steps"] == "[apply1,solve_s2]"
+    assert first["steps"] == "[solve_s0,solve_s1,null]"
+    assert second["steps"] == "[apply1,solve_s2,null]"
     steps = second["apply1.steps"].strip("[]").split(",")
     # The last solve is undone first, the diagonal before the rotation; nearest, as only that is the same in chunks.
     assert [(second[f"apply1.{s}.parmdb"], second[f"apply1.{s}.correction"]) for s in steps] == [

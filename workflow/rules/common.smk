@@ -22,7 +22,8 @@ except UserError as error:
 
 OUT = config["output_dir"].rstrip("/")
 CALIBRATE = config["calibrate"] is not None
-SOLVES = [solve["name"] for solve in config["calibrate"]["solves"]] if CALIBRATE else []
+SOLVES = {solve["name"]: solve for solve in config["calibrate"]["solves"]} if CALIBRATE else {}
+BANDS = sorted({row["band_of"] for row in OBSERVATIONS.values()} - {None})
 # Chunks that fit_chunk looks at, spread over the observation: enough for a figure, cheap beside the calibration.
 FIT_CHUNKS = 4
 
@@ -71,9 +72,15 @@ def step_files(stage):
     return lambda wildcards: requests.step_files(plan_of(wildcards.obs), stage)
 
 
+def final_solutions(obs, solve):
+    """Name the h5parm that is applied: merged, and processed if the solve says so."""
+    processed = ".processed" if SOLVES[solve]["process"] else ""
+    return f"{OUT}/{obs}/solutions/{solve}{processed}.h5"
+
+
 def solutions(wildcards):
     """List the solutions that are applied, in the order of the solves."""
-    return expand(rules.merge_solutions.output[0], obs=wildcards.obs, solve=SOLVES)
+    return [final_solutions(wildcards.obs, solve) for solve in SOLVES]
 
 
 def kept_chunks(wildcards):

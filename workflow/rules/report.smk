@@ -23,7 +23,7 @@ rule write_report:
             for obs in (OBSERVATIONS if CALIBRATE else [])
             for chunk in fit_chunk_names(obs)
         ],
-        solutions=expand(rules.merge_solutions.output, obs=OBSERVATIONS, solve=SOLVES),
+        solutions=[final_solutions(obs, solve) for obs in OBSERVATIONS for solve in SOLVES],
         ms=expand(rules.join_chunks.output, obs=OBSERVATIONS),
     output:
         report(f"{OUT}/report.html", caption="../report/summary.rst"),
