@@ -20,8 +20,8 @@ from chunkcal.cutting import boundary_unit, choose_length, cut, refuse_inexact
 from chunkcal.errors import UserError
 from chunkcal.ms import Observation, read_observation
 from chunkcal.skymodel import read_patches
-from chunkcal.solves import Solve, SolveInput
 from chunkcal.solutionsteps import name_of
+from chunkcal.solves import Solve, SolveInput
 from chunkcal.steps import Pipeline, parse_steps, preprocess_run
 from chunkcal.strategy import Strategy
 

@@ -45,11 +45,11 @@ def test_sky_model_follows_observation_and_folder(tmp_path):
 
 def test_sheet(tmp_path):
     sheet = tmp_path / "o.tsv"
-    sheet.write_text("obs\tms\tsky_model\none\t/d/1.ms\t/m/1\n\t/d/2.ms\t\n")
+    sheet.write_text("obs\tms\tsky_model\tband_of\none\t/d/1.ms\t/m/1\twhole\n\t/d/2.ms\t\t\n")
     rows = resolve_observations(config(observations=str(sheet), calibrate=CALIBRATE))
     assert rows == [
-        {"obs": "one", "ms": "/d/1.ms", "sky_model": "/m/1"},
-        {"obs": "2", "ms": "/d/2.ms", "sky_model": "/d/2.skymodel"},
+        {"obs": "one", "ms": "/d/1.ms", "sky_model": "/m/1", "band_of": "whole"},
+        {"obs": "2", "ms": "/d/2.ms", "sky_model": "/d/2.skymodel", "band_of": None},
     ]
 
 
