@@ -11,6 +11,14 @@ import numpy as np
 import tiny_ms
 
 INTERVAL, SOLINT = 10.0139008, 2
+# Processing of solutions by every step, for `write`'s stations and intervals.
+ALL_STEPS = [
+    {"reference": {"station": "CS002"}},
+    {"flag": {"window_s": 100}},
+    {"smooth": {"kind": "gaussian", "window_s": 40}},
+    {"interpolate": {"max_gap_s": 30}},
+    {"normalise": None},
+]
 
 
 def write(path, tables=("phase000",), first=0, n=2, *, n_pol=0, axes=None, kinds=None, **changes):

@@ -9,15 +9,7 @@ from chunkcal import h5parm
 from chunkcal.errors import UserError
 from chunkcal.merge import Grid, merge
 from chunkcal.process import process
-from tiny_h5parm import INTERVAL, arrays, solve, write
-
-ALL = [
-    {"reference": {"station": "CS002"}},
-    {"flag": {"window_s": 100}},
-    {"smooth": {"kind": "gaussian", "window_s": 40}},
-    {"interpolate": {"max_gap_s": 30}},
-    {"normalise": None},
-]
+from tiny_h5parm import ALL_STEPS, INTERVAL, arrays, solve, write
 
 
 def filled(path, tables, seed=1, n=40, **changes):
@@ -63,14 +55,14 @@ def test_only_solutions_and_history_change(tmp_path):
     tables = ("amplitude000", "error000", "phase000")
     source = filled(tmp_path / "a.h5", tables, n_pol=2, dir=["[a]", "[b]"], history="CREATE by DP3")
     before = source.read_bytes()
-    found = process(source, tmp_path / "b.h5", ALL)
+    found = process(source, tmp_path / "b.h5", ALL_STEPS)
     assert source.read_bytes() == before
     assert content(tmp_path / "b.h5") == content(source)
     for name in ("val", "weight"):
         np.testing.assert_array_equal(
             arrays(tmp_path / "b.h5", "sol000/error000")[name], arrays(source, "sol000/error000")[name]
         )
-    process(source, tmp_path / "c.h5", ALL)
+    process(source, tmp_path / "c.h5", ALL_STEPS)
     assert (tmp_path / "b.h5").read_bytes() == (tmp_path / "c.h5").read_bytes()
     with h5py.File(tmp_path / "b.h5") as file:
         history = {k: v.decode() for k, v in file["sol000/amplitude000/val"].attrs.items() if k.startswith("HISTORY")}
@@ -87,7 +79,7 @@ def test_only_solutions_and_history_change(tmp_path):
 @pytest.mark.parametrize("axes", [["time", "ant", "dir", "freq"], ["freq", "dir", "ant", "time"], ["ant", "time"]])
 @pytest.mark.parametrize("table", ["tec000", "phase000", "amplitude000"])
 def test_order_of_axes_does_not_matter(tmp_path, axes, table):
-    steps = [step for step in ALL if table == "amplitude000" or "normalise" not in step]
+    steps = [step for step in ALL_STEPS if table == "amplitude000" or "normalise" not in step]
     steps = [step for step in steps if table != "amplitude000" or "reference" not in step]
     changes = {} if len(axes) > 2 else {"freq": [140e6]}
     normal = [axis for axis in ("time", "freq", "ant", "dir") if axis in axes]

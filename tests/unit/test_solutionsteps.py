@@ -2,18 +2,11 @@ import pytest
 
 from chunkcal.errors import UserError
 from chunkcal.solutionsteps import Flag, Interpolate, Normalise, Reference, Smooth, resolve_steps
-
-ALL = [
-    {"reference": {"station": "CS002"}},
-    {"flag": {"window_s": 100}},
-    {"smooth": {"kind": "gaussian", "window_s": 40}},
-    {"interpolate": {"max_gap_s": 30}},
-    {"normalise": None},
-]
+from tiny_h5parm import ALL_STEPS
 
 
 def test_resolve_steps():
-    assert resolve_steps(ALL) == (
+    assert resolve_steps(ALL_STEPS) == (
         Reference("CS002"),
         Flag(5.0, 100.0, None),
         Smooth("gaussian", 40.0, None),
