@@ -55,8 +55,6 @@ def convolved(values: np.ndarray, coordinates: np.ndarray, fwhm: float) -> np.nd
 
 def nanmedian(values: np.ndarray) -> np.ndarray:
     """Median along the first axis of what is not NaN: as `nanmedian`, but several times as fast for short axes."""
-    if len(values) == 0:
-        return np.full(values.shape[1:], np.nan)
     ordered = np.sort(values, axis=0)  # puts NaN last
     n = np.count_nonzero(np.isfinite(ordered), axis=0)
     low, high = (np.take_along_axis(ordered, np.maximum(k, 0)[None], axis=0)[0] for k in ((n - 1) // 2, n // 2))
@@ -79,15 +77,13 @@ def _drift(values: np.ndarray, coordinates: np.ndarray) -> np.ndarray:
     window may be wraps of a phase, unless the drift is nearly known.
     """
     drift = np.zeros(values.shape[1:])
-    spacing = np.median(np.diff(coordinates))
     lag = 1
     while lag <= len(coordinates) // 2:
         distance = coordinates[lag:] - coordinates[:-lag]
-        near = distance < 1.5 * lag * spacing  # a gap's length may be many wraps
-        change = _without(values[lag:][near], drift, distance[near])
-        before = values[:-lag][near]
+        change = _without(values[lag:], drift, distance)
+        before = values[:-lag]
         change = np.angle(change * before.conj()) if np.iscomplexobj(values) else change - before
-        drift += np.nan_to_num(nanmedian(change / _column(distance[near], change)))
+        drift += np.nan_to_num(nanmedian(change / _column(distance, change)))
         lag *= 2
     return drift
 

@@ -242,7 +242,7 @@ def test_interpolation_is_exact_for_linear_laws_and_keeps_to_its_limit():
     t = np.arange(12.0)
     gap = np.zeros((12, 1, 1, 1, 1), bool)
     gap[[0, 2, 3, 5, 6, 7, 11]] = True  # ends, two, three
-    phase, amplitude, tec = (wrapped(2.8 + 0.4 * t), 2 * 0.9**t, 0.3 - 0.01 * t)
+    phase, amplitude, tec = (wrapped(2.0 + 0.4 * t), 2 * 0.9**t, 0.3 - 0.01 * t)
     for role, values in (("phase", phase), ("amplitude", amplitude), ("tec", tec)):
         solutions = table(role, values, gap)
         solutions.weight[1], solutions.weight[4] = 0.25, 4.0
