@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -27,9 +28,10 @@ def alive(pid):
 
 def wait_until(condition, seconds=5):
     deadline = time.monotonic() + seconds
-    while not condition():
+    while not (found := condition()):
         assert time.monotonic() < deadline
         time.sleep(0.02)
+    return found
 
 
 @pytest.mark.parametrize(("script", "status"), [("exit 0", 0), ("exit 7", 7), ("kill -SEGV $$", 128 + 11)])
@@ -73,6 +75,18 @@ def test_whole_family_dies_with_the_holder_of_the_pipe(tmp_path, how):
         parent.wait()
     wait_until(lambda: not any(map(alive, pids)))
     assert not (tmp_path / "usage.json").exists()
+
+
+def test_family_of_a_guard_below_dies_too(tmp_path):
+    """A worker that runs under a guard runs DP3s under guards of their own."""
+    below = f"{sys.executable} -I -S {guard.__file__} /dev/null sh -c 'sh -c \"echo \\$\\$; sleep 60; :\"; :'"
+    process = start(tmp_path, "sh", "-c", f"sleep 60 | {below}")
+    shell = int(process.stdout.readline())
+    child = wait_until(lambda: Path(f"/proc/{shell}/task/{shell}/children").read_text())
+    process.stdin.close()
+    assert process.wait(5) == guard.STOPPED_BY_US
+    assert not alive(shell)
+    assert not alive(int(child))
 
 
 def test_guard_ignores_signals_of_the_terminal(tmp_path):

@@ -47,16 +47,23 @@ def _kill_session(leader: int) -> None:
         pass
 
 
-def _kill_adopted() -> None:
-    """Kill what left the session (a daemon of its own) and was re-parented to us."""
+def _children() -> list[int]:
     with open(f"/proc/self/task/{os.getpid()}/children") as file:
-        children = [int(pid) for pid in file.read().split()]
-    for pid in children:
-        try:
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
-        except (ProcessLookupError, ChildProcessError):
-            pass
+        return [int(pid) for pid in file.read().split()]
+
+
+def _kill_adopted() -> None:
+    """Kill what left the session (a daemon of its own) and was re-parented to us; then what that has left, and so on.
+
+    Once is not enough: what another guard below us was looking after comes to us only when that guard has died.
+    """
+    while children := _children():
+        for pid in children:
+            try:
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+            except (ProcessLookupError, ChildProcessError):
+                pass
 
 
 def main(usage_file: str, argv: list[str]) -> int:
