@@ -117,4 +117,6 @@ def _check_meaning(config: dict[str, Any]) -> list[str]:
         config["chunks"]["length"] = "auto"
     if (config["cluster"]["backend"] == "existing") != (config["cluster"]["address"] is not None):
         problems.append("cluster: backend existing and address go together; give both or neither")
+    if config["cluster"]["backend"] == "ssh" and not config["cluster"]["ssh"]["hosts"]:
+        problems.append("cluster.ssh.hosts: empty, but backend ssh runs DP3 there and nowhere else; name the hosts")
     return problems

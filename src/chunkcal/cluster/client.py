@@ -44,7 +44,7 @@ def begin_run(settings: dict[str, Any], log: str | Path, output_dir: str) -> Non
     """
     for depth in ("*", "*/*"):
         remove_attempts(f"{glob.escape(output_dir)}/{depth}")
-    folder = state.create(settings, Path(log))
+    folder = state.create(settings, Path(log), Path(output_dir))
     os.environ[RUN_VARIABLE] = str(folder)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _abort_then(signal.getsignal(number), folder))
@@ -71,6 +71,7 @@ def end_run() -> None:
     folder = os.environ.pop(RUN_VARIABLE, None)
     if folder:
         stop(Path(folder))
+        state.remove_shared_folder(Path(folder))
         shutil.rmtree(folder, ignore_errors=True)
 
 

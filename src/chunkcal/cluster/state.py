@@ -5,12 +5,15 @@ results: sockets need short paths, and nothing in it may outlive the run. Its pa
 Snakemake's jobs inherit, so a script can only ever find the cluster of its own run.
 
 ======================  ====================================================================================
-``run.json``            owner (pid, start time), working folder, cluster and DP3 settings, path of the log
+``run.json``            owner (host, pid, start time), working folder, folder of the products, cluster and DP3
+                        settings, path of the log
 ``supervisor.json``     socket, pid, scheduler and dashboard address of the running supervisor
 ``failure``             why the last supervisor did not come up
 ``lock``                held by whoever starts a supervisor
 ``aborted``             exists once the user has interrupted the run: nothing may start a cluster any more
 ======================  ====================================================================================
+
+What workers on other hosts must read, the certificates, lies in `shared_folder` instead.
 """
 
 from __future__ import annotations
@@ -18,12 +21,16 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 RUN_VARIABLE = "CHUNKCAL_RUN"
 PREFIX = "chunkcal-"
+SHARED = ".chunkcal"
 # sockaddr_un holds 108 bytes; the folder's random suffix and the socket's name take up to 20 of them.
 LONGEST_FOLDER = 80
 
@@ -46,8 +53,9 @@ def start_time(pid: int) -> str | None:
 
 
 def owner_is_alive(owner: dict[str, Any]) -> bool:
-    """Tell whether the Snakemake process that the run belongs to still lives."""
-    return start_time(owner["pid"]) == owner["start"]
+    """Tell whether the Snakemake process that the run belongs to still lives; on another host it is taken to."""
+    # Version 0.1 wrote no host: its folders are only ever found where they were made.
+    return owner.get("host", socket.gethostname()) != socket.gethostname() or start_time(owner["pid"]) == owner["start"]
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -65,15 +73,21 @@ def read_json(path: Path) -> Any:
         return None
 
 
-def create(settings: dict[str, Any], log: Path) -> Path:
+def create(settings: dict[str, Any], log: Path, output_dir: Path) -> Path:
     """Make the state folder of a run that the calling process owns, and remove those of dead owners."""
     base = tempfile.gettempdir()
     if len(base) > LONGEST_FOLDER:
         base = "/tmp"
     _remove_orphans(Path(base))
+    _remove_orphans(output_dir / SHARED)
     folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=base))
-    owner = {"pid": os.getpid(), "start": start_time(os.getpid())}
-    run = {"owner": owner, "cwd": os.getcwd(), "log": str(log.absolute()), "settings": settings}
+    run = {
+        "owner": {"host": socket.gethostname(), "pid": os.getpid(), "start": start_time(os.getpid())},
+        "cwd": os.getcwd(),
+        "output_dir": str(output_dir.absolute()),
+        "log": str(log.absolute()),
+        "settings": settings,
+    }
     write_json(folder / "run.json", run)
     return folder
 
@@ -83,6 +97,37 @@ def _remove_orphans(base: Path) -> None:
         run = read_json(folder / "run.json")
         if run and folder.stat().st_uid == os.getuid() and not owner_is_alive(run["owner"]):
             shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def shared_folder(folder: Path) -> Iterator[Path]:
+    """Make a folder for what workers on other hosts must read, private to the user (mode 0700); remove it at the end.
+
+    It lies below the folder of the products, because that is on a file system that all hosts of a run share.
+    """
+    shared = _shared_path(folder)
+    shared.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    shared.mkdir(mode=0o700, exist_ok=True)  # it is there already if a supervisor was killed
+    run = read_json(folder / "run.json")
+    write_json(shared / "run.json", {"owner": run["owner"]})
+    try:
+        yield shared
+    finally:
+        remove_shared_folder(folder)
+
+
+def remove_shared_folder(folder: Path) -> None:
+    """Remove the shared folder of the run with this state folder, if there is one."""
+    shared = _shared_path(folder)
+    shutil.rmtree(shared, ignore_errors=True)
+    try:
+        shared.parent.rmdir()
+    except OSError:
+        pass  # it was never made, or holds that of another run
+
+
+def _shared_path(folder: Path) -> Path:
+    return Path(read_json(folder / "run.json")["output_dir"], SHARED, folder.name)
 
 
 def folder_of_this_run() -> Path:

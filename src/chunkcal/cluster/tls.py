@@ -10,6 +10,7 @@ import datetime
 import ipaddress
 import os
 from pathlib import Path
+from typing import Any
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -34,6 +35,20 @@ def make_security(folder: Path) -> Security:
         for kind, path in (("cert", certificate), ("key", key))
     }
     return Security(require_encryption=True, tls_ca_file=str(certificate), **pairs)
+
+
+def as_configuration(security: Security) -> dict[str, Any]:
+    """Say in dask's own configuration what `security` holds, for workers that are started by a command line."""
+    roles = {
+        f"distributed.comm.tls.{role}.{kind}": getattr(security, f"tls_{role}_{kind}")
+        for role in ("client", "scheduler", "worker")
+        for kind in ("cert", "key")
+    }
+    return {
+        "distributed.comm.require-encryption": True,
+        "distributed.comm.tls.ca-file": security.tls_ca_file,
+        **roles,
+    }
 
 
 def _write_pair(certificate: Path, key: Path) -> None:

@@ -7,11 +7,13 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+from chunkcal.cluster.backends.allocation import open_allocation
 from chunkcal.cluster.backends.base import Cluster
 from chunkcal.cluster.backends.existing import open_existing
 from chunkcal.cluster.backends.local import open_local
+from chunkcal.cluster.backends.ssh import open_ssh
 
-BACKENDS = {"local": open_local, "existing": open_existing}
+BACKENDS = {"local": open_local, "existing": open_existing, "ssh": open_ssh, "allocation": open_allocation}
 
 
 @asynccontextmanager

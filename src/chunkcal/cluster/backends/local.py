@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from distributed import Client, LocalCluster
-from distributed.diagnostics.plugin import SchedulerPlugin
 
 from chunkcal.cluster.backends.base import Cluster
+from chunkcal.cluster.backends.ownscheduler import served_by
 from chunkcal.cluster.tls import make_security
 
 
@@ -37,23 +37,4 @@ async def open_local(settings: Mapping[str, Any], folder: Path, changed: Callabl
         ) as cluster,
         Client(cluster, asynchronous=True, set_as_default=False) as client,
     ):
-        scheduler = cluster.scheduler
-        scheduler.add_plugin(_Watch(changed))
-
-        async def workers() -> dict[str, Mapping[str, float]]:
-            return {worker.address: worker.resources for worker in scheduler.workers.values()}
-
-        yield Cluster(client, workers, cluster.scheduler_address, cluster.dashboard_link or None)
-
-
-class _Watch(SchedulerPlugin):
-    """Tells when workers come and go."""
-
-    def __init__(self, changed: Callable[[], None]) -> None:
-        self.changed = changed
-
-    def add_worker(self, **_: Any) -> None:
-        self.changed()
-
-    def remove_worker(self, **_: Any) -> None:
-        self.changed()
+        yield served_by(cluster.scheduler, client, changed)

@@ -1,0 +1,73 @@
+"""The scheduler in the supervisor's own process: what the backends that start workers themselves have in common.
+
+There it dies with the supervisor, and workers that lose their scheduler end.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from distributed import Client, Scheduler
+from distributed.diagnostics.plugin import SchedulerPlugin
+from distributed.security import Security
+
+from chunkcal.cluster.backends.base import Cluster
+
+# A worker that does not find its scheduler, or loses it for good, ends after this long.
+DEATH_TIMEOUT_S = 60
+
+
+def scheduler_options(security: Security) -> dict[str, Any]:
+    """Give the options of a scheduler that only processes with the run's certificate can talk to."""
+    return {"protocol": "tls://", "security": security, "port": 0, "dashboard_address": "127.0.0.1:0"}
+
+
+def worker_options(settings: Mapping[str, Any], shared: Path) -> dict[str, Any]:
+    """Give the options of a nanny whose worker is one slot, as they can be written in a command line.
+
+    Its HTTP port listens on loopback only: without an address it would listen on all interfaces, whatever else is
+    said. DP3 is a process of its own, so dask's memory manager has nothing to look after; nor is anything spilled into
+    the local directory, which may therefore lie in the run's shared folder and go with it.
+    """
+    return {
+        "nthreads": settings["threads_per_slot"],
+        "resources": {settings["resource"]: 1},
+        "protocol": "tls://",
+        "dashboard_address": "127.0.0.1:0",
+        "memory_limit": 0,
+        "death_timeout": DEATH_TIMEOUT_S,
+        "local_directory": str(shared),
+    }
+
+
+def guarded(python: list[str]) -> list[str]:
+    """Give the words that run `python` so that it dies, with all it has started, when their standard input ends."""
+    return [*python, "-m", "chunkcal.cluster.guard", os.devnull, *python]
+
+
+def served_by(scheduler: Scheduler, client: Client, changed: Callable[[], None]) -> Cluster:
+    """Describe the cluster around a scheduler of this process; `changed` is called when workers come and go."""
+    scheduler.add_plugin(_Watch(changed))
+
+    async def workers() -> dict[str, Mapping[str, float]]:
+        return {worker.address: worker.resources for worker in scheduler.workers.values()}
+
+    # The client would name the scheduler's host, but the dashboard listens on that host's loopback only.
+    dashboard = f"http://127.0.0.1:{scheduler.services['dashboard'].port}/status"
+    return Cluster(client, workers, scheduler.address, dashboard)
+
+
+class _Watch(SchedulerPlugin):
+    """Tells when workers come and go."""
+
+    def __init__(self, changed: Callable[[], None]) -> None:
+        self.changed = changed
+
+    def add_worker(self, **_: Any) -> None:
+        self.changed()
+
+    def remove_worker(self, **_: Any) -> None:
+        self.changed()
