@@ -48,13 +48,22 @@ class Run:
         self.results = folder / self.config.get("output_dir", "results")
         self.process: subprocess.Popen | None = None
 
+    def write_config(self) -> None:
+        """Write what `command` names."""
+        (self.folder / "config.yaml").write_text(yaml.safe_dump(self.config))
+
+    @staticmethod
+    def command(cores: int = 2) -> list[str]:
+        """Give the command line of the run, to be started in its folder."""
+        command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile")]
+        return [*command, "--configfile", "config.yaml", "--cores", str(cores)]
+
     def start(self) -> Run:
         """Start snakemake; do not wait."""
-        (self.folder / "config.yaml").write_text(yaml.safe_dump(self.config))
-        command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile")]
+        self.write_config()
         with open(self.folder / "output", "wb") as output:
             self.process = subprocess.Popen(
-                [*command, "--configfile", "config.yaml", "--cores", "2"],
+                self.command(),
                 cwd=self.folder,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -79,7 +88,13 @@ class Run:
 
     def wait_for(self, words: str, n: int = 1) -> list[int]:
         """Wait until `n` processes with `words` in their command line run."""
-        return wait_until(lambda: len(found := self.find(words)) >= n and found, 60, f"no {words}: {self.text()}")
+
+        def found() -> list[int] | None:
+            pids = self.find(words)
+            assert len(pids) >= n or self.process.poll() is None, f"no {words}: {self.text()[-6000:]}"
+            return pids if len(pids) >= n else None
+
+        return wait_until(found, 60, f"no {words} after 60 s")
 
     def text(self) -> str:
         """Return what snakemake has printed."""

@@ -1,0 +1,122 @@
+"""What the backends hand to ssh and srun; whole runs are in tests/slurm."""
+
+import asyncio
+import json
+import stat
+
+import pytest
+
+from chunkcal.cluster import state
+from chunkcal.cluster.backends import allocation, ssh
+from chunkcal.cluster.backends.ownscheduler import worker_options
+from chunkcal.cluster.state import ClusterError
+from chunkcal.cluster.tls import as_configuration, make_security
+
+JOB = {"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "3", "SLURM_JOB_CPUS_PER_NODE": "16(x2),8"}
+
+
+def section(**changes):
+    own = {
+        "processes_per_node": "auto",
+        "interface": None,
+        "python": "env A=1 python",
+        "srun_args": ["--cpu-bind=cores"],
+    }
+    return {"threads_per_slot": 4, "resource": "subprocess_slots", "start_timeout_s": 5, "allocation": own | changes}
+
+
+def test_srun_line(tmp_path):
+    argv = allocation.srun_argv(section(), JOB, "tls://10.0.0.1:99", worker_options(section(), tmp_path))
+    spec = {
+        "cls": "distributed.Nanny",
+        "opts": {
+            "nthreads": 4,
+            "resources": {"subprocess_slots": 1},
+            "protocol": "tls://",
+            "dashboard_address": "127.0.0.1:0",
+            "memory_limit": 0,
+            "death_timeout": 60,
+            "local_directory": str(tmp_path),
+        },
+    }
+    assert json.loads(argv.pop()) == spec
+    assert argv == [
+        *(
+            "srun",
+            "--overlap",
+            "--kill-on-bad-exit=0",
+            "--export=ALL",
+            "--nodes=3",
+            "--ntasks=6",
+            "--ntasks-per-node=2",
+        ),
+        *("--cpus-per-task=4", "--mem=0", "--job-name=chunkcal-workers", "--cpu-bind=cores"),
+        *("env", "A=1", "python", "-m", "chunkcal.cluster.guard", "/dev/null"),
+        *("env", "A=1", "python", "-m", "distributed.cli.dask_spec", "tls://10.0.0.1:99", "--spec"),
+    ]
+
+
+def test_processes_per_node_as_given():
+    argv = allocation.srun_argv(section(processes_per_node=5), JOB, "tls://10.0.0.1:99", {})
+    assert {"--ntasks=15", "--ntasks-per-node=5"} < set(argv)
+
+
+def test_node_that_is_too_small_for_a_slot():
+    with pytest.raises(ClusterError, match=r"2 CPU\(s\) and cluster.threads_per_slot is 4; ask for more"):
+        allocation.srun_argv(section(), JOB | {"SLURM_JOB_CPUS_PER_NODE": "16(x2),2"}, "", {})
+
+
+def test_outside_of_a_job_the_remedy_is_said(tmp_path, monkeypatch):
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+
+    async def start():
+        async with allocation.open_allocation(section(), tmp_path, lambda: None):
+            pass
+
+    with pytest.raises(ClusterError, match="this is none: put the snakemake line into a batch script"):
+        asyncio.run(start())
+
+
+def test_hosts_that_see_different_addresses_need_an_interface():
+    hosts = [ssh.Host("a", "10.0.0.2", "10.0.0.1"), ssh.Host("b", "10.1.0.2", "10.1.0.1")]
+    with pytest.raises(ClusterError, match="set cluster.ssh.interface"):
+        ssh._scheduler_place({"interface": None}, hosts)
+    assert ssh._scheduler_place({"interface": "ib0"}, hosts) == {"interface": "ib0"}
+    assert ssh._scheduler_place({"interface": None}, hosts[:1]) == {"host": "10.0.0.1"}
+
+
+def test_ssh_waits_no_longer_than_the_supervisor():
+    assert ssh.connect_options({"port": 22}, 5)["connect_timeout"] == 5
+    assert ssh.connect_options({}, 1000)["login_timeout"] == ssh.CONNECT_TIMEOUT_S
+
+
+@pytest.fixture
+def run_folder(tmp_path, monkeypatch):
+    """State folder of a run that this process owns."""
+    monkeypatch.setattr(state.tempfile, "tempdir", str(tmp_path))
+    return state.create({}, tmp_path / "log", tmp_path / "results")
+
+
+def test_shared_folder_is_private_and_goes_away(run_folder, tmp_path):
+    with state.shared_folder(run_folder) as shared:
+        assert shared.parent == tmp_path / "results/.chunkcal"
+        security = make_security(shared)
+        modes = {path: stat.S_IMODE(path.stat().st_mode) for path in (shared, shared.parent, *shared.glob("tls-*"))}
+        assert modes == {
+            shared: 0o700,
+            shared.parent: 0o700,
+            shared / "tls-cert.pem": 0o600,
+            shared / "tls-key.pem": 0o600,
+        }
+        assert as_configuration(security)["distributed.comm.tls.worker.key"] == str(shared / "tls-key.pem")
+    assert not shared.parent.exists()
+
+
+@pytest.mark.parametrize(("owner", "stays"), [({"start": "1"}, False), ({"start": "1", "host": "elsewhere"}, True)])
+def test_shared_folder_of_a_killed_run_goes_with_the_next(run_folder, tmp_path, owner, stays):
+    with state.shared_folder(run_folder):
+        left = tmp_path / "results/.chunkcal/chunkcal-left"
+        left.mkdir()
+        state.write_json(left / "run.json", {"owner": state.read_json(run_folder / "run.json")["owner"] | owner})
+        state.create({}, tmp_path / "log", tmp_path / "results")
+        assert left.exists() == stays
