@@ -1,6 +1,7 @@
 """The pipeline inside one SLURM job, with a worker for each CPU of all its nodes."""
 
 import os
+import shlex
 import signal
 import subprocess
 
@@ -28,14 +29,22 @@ class Job(Run):
     def start(self):
         """Submit the job; do not wait."""
         self.write_config()
-        script = self.folder / "job"
-        script.write_text("#!/bin/sh\nexec " + " ".join(self.command(cores=4)) + "\n")
-        self.process = subprocess.Popen(
+        (self.folder / "job").write_text(f"#!/bin/sh\n{shlex.join(self.command(cores=4))}\necho $? >status\n")
+        submitted = subprocess.run(
             # Memory is given, because a job without --mem has all of the partition's default for each CPU.
-            ["sbatch", "--wait", "-N2", "--ntasks-per-node=1", "-c2", "--mem=2000", "-t5", "-o", "output", script],
+            ["sbatch", "--parsable", "-N2", "--ntasks-per-node=1", "-c2", "--mem=2000", "-t5", "-o", "output", "job"],
             cwd=self.folder,
-            stdout=subprocess.DEVNULL,
+            check=True,
+            stdout=subprocess.PIPE,
+            text=True,
+            timeout=20,
             env=self.slurm.env | {"CHUNKCAL_TEST_RUN": str(self.folder)},
+        )
+        self.job = submitted.stdout.strip()
+        # sbatch --wait would look only every 32 s.
+        wait = f"while squeue --noheader --job {self.job} | grep -q .; do sleep 0.2; done; exit $(cat status || echo 1)"
+        self.process = subprocess.Popen(
+            ["sh", "-c", wait], cwd=self.folder, env=self.slurm.env, stderr=subprocess.DEVNULL
         )
         return self
 
@@ -43,20 +52,19 @@ class Job(Run):
         """Return what snakemake has printed, if the job has begun."""
         return super().text() if (self.folder / "output").exists() else ""
 
-    def steps(self):
-        """List the names of the steps that SLURM knows of."""
-        command = ["squeue", "--steps", "--noheader", "--format=%j"]
-        return subprocess.run(command, env=self.slurm.env, capture_output=True, text=True, timeout=20).stdout.split()
-
     def must_be_gone(self, seconds=15):
-        """No process of the run, and no job in the queue."""
+        """No process of the run, and no job or step of it in the queue."""
         super().must_be_gone(seconds)
-        queue = ["squeue", "--noheader"]
-        wait_until(
-            lambda: not subprocess.run(queue, env=self.slurm.env, capture_output=True, timeout=20).stdout,
-            seconds,
-            "the job is still in the queue",
-        )
+        for what in ((), ("--steps",)):
+            queue = ["squeue", *what, "--noheader", "--job", self.job]
+            done = subprocess.run(queue, env=self.slurm.env, capture_output=True, text=True, timeout=20)
+            assert not done.stdout
+
+    def close(self):
+        """End the job, whatever it does."""
+        if self.process:
+            subprocess.run(["scancel", "--quiet", self.job], env=self.slurm.env, timeout=20)
+        super().close()
 
 
 @pytest.fixture(scope="module")
@@ -101,15 +109,15 @@ def test_nothing_outlives_snakemake(make_job, number):
     job = make_job(slow_s=30).start()
     job.wait_for("usage.json", 4)
     os.kill(job.find("-m snakemake --snakefile")[0], number)
-    assert job.process.wait(60) != 0  # sbatch --wait looks after up to 30 s
+    assert job.process.wait(30) != 0
     job.must_be_gone()
 
 
 def test_scancel_leaves_nothing(make_job, slurm):
     job = make_job(slow_s=30).start()
     job.wait_for("usage.json", 4)
-    subprocess.run(["scancel", "--user", str(os.getuid())], env=slurm.env, check=True, timeout=20)
-    assert job.process.wait(60) != 0  # sbatch --wait looks after up to 30 s
+    subprocess.run(["scancel", job.job], env=slurm.env, check=True, timeout=20)
+    assert job.process.wait(30) != 0
     job.must_be_gone()
 
 
