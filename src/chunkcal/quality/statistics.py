@@ -13,12 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 
 MAD_TO_SIGMA = 1.4826
-Q90_TO_SIGMA = 1 / 1.6449  # 90 % of the absolute values of a Gaussian are below 1.6449 sigma
+NORMAL_Q75, NORMAL_Q90 = 1.1503, 1.6449  # 75 and 90 % of a Gaussian are within so many sigma
 MIN_STEPS = 8  # with fewer, their scatter is a matter of luck
 # A chunk's noise is known to about 0.5 / sqrt(steps) in its logarithm, if the stations share half of the luck; and the
 # noise of real chunks differs by a quarter anyway.
 CHUNK_LUCK, CHUNK_SCATTER = 0.5, 0.25
-DRIFT_SIGNIFICANCE = (5.0, 3.0)  # times its own error, and times the scatter of the stations' drifts
+DRIFT_SIGNIFICANCE = (5.0, 3.5)  # times its own error, and times the scatter of the stations' drifts
 _BLOCK_VALUES = 1 << 21
 
 
@@ -70,12 +70,19 @@ def median(values: np.ndarray, axis: int) -> np.ndarray:
     return (0.5 * (low + np.where(n % 2 == 0, high, low)))[..., 0]
 
 
+def _quantile(sizes: np.ndarray, fraction: float) -> np.ndarray:
+    """Quantile along the first axis of what is not NaN: the value that the given fraction does not exceed."""
+    n = np.count_nonzero(~np.isnan(sizes), axis=0)
+    place = np.maximum(np.ceil(fraction * n).astype(int) - 1, 0)
+    return np.take_along_axis(np.sort(sizes, axis=0), place[None], 0)[0]
+
+
 def steps_between(values: np.ndarray, kind: Kind, is_next: np.ndarray) -> np.ndarray:
     """Steps from each solution to the next one.
 
     The absolute phase is arbitrary in every solution, so phases are compared with the median station: the direction of
-    the sum of exp(i step) over the stations, corrected by the median of what remains. One bad station cannot move it,
-    as it could if it were the reference.
+    the sum of exp(i step) over the stations, corrected by the median of what remains of the other stations. One bad
+    station cannot move it, as it could if it were the reference.
 
     Parameters
     ----------
@@ -96,7 +103,7 @@ def steps_between(values: np.ndarray, kind: Kind, is_next: np.ndarray) -> np.nda
         part[~is_next[start : start + block]] = np.nan
         if kind.is_relative:
             part = _wrap(part - _direction(part, kind.period), kind.period)
-            part = _wrap(part - median(part, 1)[:, None], kind.period)
+            part = _wrap(part - _median_of_others(part), kind.period)
         steps[start : start + block] = part
     return steps
 
@@ -108,6 +115,20 @@ def _direction(steps: np.ndarray, period: float | None) -> np.ndarray | float:
     phasors = np.exp(np.complex64(2j * np.pi / period) * steps)
     total = np.nansum(phasors, axis=1, keepdims=True)
     return (np.angle(total) * (period / (2 * np.pi))).astype(np.float32)
+
+
+def _median_of_others(steps: np.ndarray) -> np.ndarray:
+    """Median over all stations but the one itself, (n_step, n_ant, n_sample); NaN if there is no other.
+
+    Of sorted values, leaving out one moves the median to its neighbour on the other side.
+    """
+    order = np.sort(steps, axis=1)
+    n = np.count_nonzero(~np.isnan(steps), axis=1, keepdims=True)
+    at = [np.take_along_axis(order, np.clip(n // 2 + k, 0, steps.shape[1] - 1), 1) for k in (-1, 0, 1)]
+    low, middle, high = at
+    odd = np.where(steps < middle, middle + high, np.where(steps > middle, low + middle, low + high)) / 2
+    found = np.where(n % 2 == 1, odd, np.where(steps <= low, middle, low))
+    return np.where(n > 1, found, np.nan).astype(np.float32)
 
 
 def _wrap(steps: np.ndarray, period: float | None) -> np.ndarray:
@@ -126,7 +147,8 @@ def noise(steps: np.ndarray) -> np.ndarray:
 
     ``sigma = 1.4826 median(|step - median(step)|) / sqrt(2)``: a step has the noise of two solutions, and anything
     slow cancels (von Neumann et al. 1941, Ann. Math. Stat. 12, 153; with the MAD in place of the mean square).
-    Changes from one solution to the next, such as the ionosphere's, count as noise.
+    Changes from one solution to the next, such as the ionosphere's, count as noise. So does the noise of the median
+    of the other N - 1 stations: together sqrt(1 + pi / 2 / (N - 1)) times the station's own.
 
     Parameters
     ----------
@@ -183,10 +205,10 @@ def seam_jumps(series: np.ndarray, seams: Sequence[int], kind: Kind) -> Seams:
     if not len(at) or not len(ordinary):
         return Seams(*np.full((2, len(at), series.shape[1]), np.nan), math.nan)
     centre = median(ordinary, 0)
-    sizes = np.sort(np.abs(ordinary - centre), axis=0)
+    sizes = np.abs(ordinary - centre)
     middle = median(sizes, 0)
-    q90 = np.take_along_axis(sizes, np.maximum(np.ceil(0.9 * n).astype(int) - 1, 0)[None], 0)[0]
-    scatter = np.where(n >= MIN_STEPS, np.fmax(MAD_TO_SIGMA * middle, Q90_TO_SIGMA * q90), np.nan)
+    tail = _quantile(sizes, 0.9) / NORMAL_Q90
+    scatter = np.where(n >= MIN_STEPS, np.fmax(MAD_TO_SIGMA * middle, tail), np.nan)
     scatter = np.maximum(scatter, max(kind.smallest_step, 0.5 * float(np.nan_to_num(median(scatter, 0)))))
     jump = series[at] - centre
     in_steps = np.abs(jump) / (scatter * (1 + 4 / np.maximum(n, 1)))
@@ -243,7 +265,8 @@ def drifts(series: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
     The difference of the medians of the last and the first quarter times 4/3, because the middles of these are three
     quarters of the run apart. It is significant where it is larger than 5 times its error (of a median,
-    sqrt(pi / 2) sigma / sqrt(n), with sigma from neighbouring solutions) and 3 times the scatter of all stations.
+    sqrt(pi / 2) sigma / sqrt(n), with sigma from neighbouring solutions) and 3.5 times the scatter of all stations: the
+    larger one of 1.4826 MAD and the 75 % quantile / 1.15, because what wanders slowly has no Gaussian drifts.
 
     Parameters
     ----------
@@ -266,5 +289,5 @@ def drifts(series: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         drift = drift - median(drift, 0)
     sigma = noise(np.diff(series, axis=0)[:, :, None])
     error = 4 / 3 * math.sqrt(2 * math.pi / 2) * np.nan_to_num(sigma) / np.sqrt(np.maximum(n, 1))
-    scatter = MAD_TO_SIGMA * median(np.abs(drift), 0)
+    scatter = np.fmax(MAD_TO_SIGMA * median(np.abs(drift), 0), _quantile(np.abs(drift), 0.75) / NORMAL_Q75)
     return drift, np.abs(drift) > np.fmax(DRIFT_SIGNIFICANCE[0] * error, DRIFT_SIGNIFICANCE[1] * scatter)
