@@ -79,6 +79,6 @@ def test_real_solves_pass_the_gate_and_a_changed_chunk_does_not(runs):
         phase[...] = values
     report = judged(Slow=convergence(logs[0])["hasty"])
     assert report["verdict"] == "fail"
-    unconverged, jump = describe(report)
-    assert unconverged.startswith("FAIL tiny, solve Slow: 0 of 12 solution intervals converged")
+    jump, unconverged = sorted(describe(report), key=lambda line: "converged" in line)
+    assert unconverged.startswith("WARN tiny, solve Slow: 0 of 12 solution intervals converged")
     assert re.search(r"station ST003: phase jumps by 0\.[45]\d+ rad between chunks t0000 and t0001", jump)

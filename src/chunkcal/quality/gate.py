@@ -19,6 +19,8 @@ from chunkcal.quality.words import percent, times, utc
 
 # Stations of one array differ by a factor of a few; one that is weaker than this has no signal, only noise.
 DEAD_AMPLITUDE = 0.05
+# Solves of these mostly go on to `maxiter`, good as they may be (tried: TEC, rotation and diagonal): not worth counting.
+NEVER_CONVERGE = {"tec", "delay", "rotation", "rotationmeasure"}
 # The seams of a chunk with this robust z of its noise are not judged: a noisy chunk is named once, as such. All chunks
 # of 1000 clean simulations were below it.
 NOISY_CHUNK = 2.25
@@ -64,7 +66,8 @@ def judge(
         ``{"obs", "verdict", "solves": {solve: {"verdict", "figures", "stations"}}}``, fit for JSON. A figure is
         ``{"value", "warn", "fail", "verdict", "unit", "what", "where", "others"}``: the worst place, what is wrong
         there in a sentence, and further places beyond the limit. A figure that means nothing for a solve is
-        absent: phase noise without phases, seams with one chunk, noise with one solution. Stations have
+        absent: phase noise without phases, seams with one chunk, noise with one solution, convergence of TEC and
+        rotation, which DDECal iterates to the end. Stations have
         ``flagged_fraction``, ``is_dead`` and, if they can be told, their noises and ``amplitude_drift`` (change
         of the logarithm).
 
@@ -153,9 +156,10 @@ def _judge_solve(
 ) -> dict[str, Any]:
     grid = h5parm.solution_times(path)
     found = _Findings(limits, Chunks.of(len(grid), seams, failed), grid)
-    _note_convergence(found, convergence)
     _note_failed(found, failed)
+    kinds = set()
     for block in read_blocks(path):
+        kinds.add(block.kind)
         for station in block.stations:
             found.stations.setdefault(station, {})
         _count_flagged(found, block)
@@ -164,6 +168,8 @@ def _judge_solve(
         if block.kind == "amplitude":
             _note_drift(found, block)
     _note_flagged(found)
+    if not kinds & NEVER_CONVERGE:
+        _note_convergence(found, convergence)
     figures = {name: found.figure(name) for name in limits if name in found.figures}
     return {
         "verdict": _worst(figure["verdict"] for figure in figures.values()),

@@ -43,8 +43,9 @@ class Limit:
 # A failure stops an observation, so by default only what makes solutions worthless fails; what one should look at
 # warns. The phase of a LOFAR station may turn by radians from one solution to the next and be right.
 DEFAULTS: dict[str, Limit] = {
-    # A solve stops at `maxiter` when its tolerance is tight for its step size; its solutions are often still good.
-    "converged_fraction": Limit(0.9, 0.2, is_minimum=True),
+    # A solve that stops at `maxiter` is often still good: of simulated gains solved per channel with 100 iterations, a
+    # third of the intervals converged in the worst case, and the noise was that of the data.
+    "converged_fraction": Limit(0.25, None, is_minimum=True),
     # Any chunk that failed is worth a look; with a third of the time lost, better run again.
     "failed_fraction": Limit(0.0, 0.3),
     # One dead station is common at LOFAR and harmless if one knows of it; an array that is half dead is not.
@@ -60,13 +61,13 @@ DEFAULTS: dict[str, Limit] = {
     # Amplitudes of pure noise are Rayleigh distributed; their logarithms scatter by 1.4826 (ln 3 / 2) / sqrt(2) = 0.58.
     "amplitude_noise": Limit(0.4, None),
     "array_amplitude_noise": Limit(0.3, 0.5),
-    # 0.1 TECU is a turn at 135 MHz (8.448e9 rad Hz / TECU): a fit that moves by more has slipped to another turn.
-    "tec_noise_tecu": Limit(0.2, None, "TECU"),
-    "array_tec_noise_tecu": Limit(0.1, 0.3, "TECU"),
     # Rotations repeat after pi, so that they scatter by half of what phases do.
     "rotation_noise_rad": Limit(0.68, None, "rad"),
     "array_rotation_noise_rad": Limit(0.55, 0.65, "rad"),
-    # Their sizes depend on frequency and array too much for a limit that fits all: given, not judged.
+    # How well these can be told depends on frequency, bandwidth and array too much for a limit that fits all: given,
+    # not judged. The phase that a TEC amounts to is.
+    "tec_noise_tecu": Limit(None, None, "TECU"),
+    "array_tec_noise_tecu": Limit(None, None, "TECU"),
     "rotationmeasure_noise_rad_m2": Limit(None, None, "rad/m2"),
     "array_rotationmeasure_noise_rad_m2": Limit(None, None, "rad/m2"),
     "delay_noise_s": Limit(None, None, "s"),
@@ -76,9 +77,9 @@ DEFAULTS: dict[str, Limit] = {
     "seam_jump": Limit(6.0, 20.0, "ordinary steps"),
     # Median jump over all seams and stations against the median ordinary step, 1 without seams.
     "seam_ratio": Limit(3.0, 6.0),
-    # Noise of a chunk against the others, as a robust z: 4.5 is a noise 3 times as large where chunks are long and
+    # Noise of a chunk against the others, as a robust z: 5 is a noise 3.5 times as large where chunks are long and
     # alike, 12 is 20 times.
-    "chunk_noise": Limit(4.5, 12.0, "sigma"),
+    "chunk_noise": Limit(5.0, 12.0, "sigma"),
     # Flagged fraction of a chunk minus that of the median of the others.
     "chunk_flagged": Limit(0.5, None),
     # Over an observation MeerKAT's amplitudes are stable to some per cent, LOFAR's to 10 or 20 % once the beam is

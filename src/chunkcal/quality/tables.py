@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,6 +17,7 @@ from chunkcal.quality.statistics import KINDS
 
 _READ_BYTES = 16 << 20  # what is read at once
 _HELD_BYTES = 256 << 20  # what is held of one table; of more, some directions at a time
+TEC_PHASE = -8.44797245e9  # rad Hz / TECU, as DP3 has it
 _DIAGONAL = (0, 3)  # XX and YY of four polarizations
 
 
@@ -79,6 +82,10 @@ class Block:
 def read_blocks(path: str | os.PathLike) -> Iterator[Block]:
     """Read the solutions of an h5parm, one direction of one table after the other, amplitudes first.
 
+    TEC and phase of one fit undo each other's errors, in narrow bands completely, so it is the phase they add up to in
+    the middle of the band, -8.448e9 rad Hz / TECU x tec / frequency + phase, that is given as phase: the law that
+    DDECal fits (ddecal/constraints/TecConstraint.cc of DP3 6.6). With a delay besides there is no phase.
+
     At most 256 MB of a table are in memory, but one direction in any case. Tables of other kinds, such as the misfits
     `error000`, are left out.
 
@@ -87,20 +94,41 @@ def read_blocks(path: str | os.PathLike) -> Iterator[Block]:
     UserError
         As `chunkcal.h5parm.describe`; it holds nothing that can be judged.
     """
-    tables = [(solset, table) for solset, some in h5parm.describe(path).solsets.items() for table in some]
-    tables = sorted((t for t in tables if t[1].kind in KINDS), key=lambda t: t[1].kind != "amplitude")
-    if not tables:
-        raise UserError(f"h5parm {path} holds no solutions of the kinds {', '.join(KINDS)}; give one that DP3 wrote")
     with h5parm.opened(path) as file:
-        for solset, table in tables:
-            n_dir = table.length("dir")
-            each = 4 * int(np.prod(table.shape)) // n_dir
-            n_held = max(1, min(n_dir, _HELD_BYTES // max(1, each)))
-            for first in range(0, n_dir, n_held):
-                held = _read(file[solset][table.name], table, slice(first, first + n_held))
-                for values, direction in zip(held, (table.directions or ("",))[first : first + n_held], strict=True):
-                    name = direction.strip("[]") if n_dir > 1 else ""
-                    yield Block(table.kind, f"{solset}/{table.name}", name, table.antennas or ("all",), values)
+        is_empty = True
+        for solset, some in h5parm.describe(path).solsets.items():
+            tables = {table.kind: table for table in some if table.kind in KINDS}
+            for kind in sorted(tables, key=lambda kind: kind != "amplitude"):
+                is_empty = False
+                if kind != "phase" or "tec" not in tables:
+                    yield from _blocks(file[solset], tables[kind])
+            if "tec" in tables and "delay" not in tables:
+                yield from _phases_of_tec(file[solset], tables["tec"], tables.get("phase"))
+    if is_empty:
+        raise UserError(f"h5parm {path} holds no solutions of the kinds {', '.join(KINDS)}; give one that DP3 wrote")
+
+
+def _phases_of_tec(solset: h5py.Group, tec: h5parm.Soltab, phase: h5parm.Soltab | None) -> Iterator[Block]:
+    """Phase in the middle of the band that a fit of TEC, and a constant phase if there is one, amounts to."""
+    frequency_hz = float(np.mean(tec.frequency_range)) if tec.frequency_range else math.nan
+    others = _blocks(solset, phase) if phase else itertools.repeat(None)
+    for block, other in zip(_blocks(solset, tec), others, strict=phase is not None):
+        name = block.table + (f"+{phase.name}" if phase else "")
+        values = block.values * np.float32(TEC_PHASE / frequency_hz)
+        yield Block("phase", name, block.direction, block.stations, values + (other.values if other else 0))
+
+
+def _blocks(solset: h5py.Group, table: h5parm.Soltab) -> Iterator[Block]:
+    """Directions of a table, as many at a time as may be held."""
+    n_dir = table.length("dir")
+    each = 4 * int(np.prod(table.shape)) // max(1, n_dir)
+    n_held = max(1, min(n_dir, _HELD_BYTES // max(1, each)))
+    where = f"{solset.name.strip('/')}/{table.name}"
+    for first in range(0, n_dir, n_held):
+        held = _read(solset[table.name], table, slice(first, first + n_held))
+        for values, direction in zip(held, (table.directions or ("",))[first : first + n_held], strict=True):
+            name = direction.strip("[]") if n_dir > 1 else ""
+            yield Block(table.kind, where, name, table.antennas or ("all",), values)
 
 
 def _read(group: h5py.Group, table: h5parm.Soltab, directions: slice) -> np.ndarray:
