@@ -293,7 +293,10 @@ def test_tec_and_phase_are_judged_by_what_they_add_up_to(tmp_path):
 def test_rotations_repeat_after_half_a_turn(tmp_path):
     rng = np.random.default_rng(2)
     rotation = np.pi * rng.integers(-1, 2, (60, 10)) + 0.05 * rng.normal(size=(60, 10))
-    report = judged(tmp_path, {"rotation000": rotation[:, None, :, None]}, [30])
+    phase = 0.1 * rng.normal(size=rotation.shape)
+    phase[30:, 4] += np.pi  # one and the same as a rotation by half a turn
+    tables = {"phase000": phase[:, None, :, None], "rotation000": rotation[:, None, :, None]}
+    report = judged(tmp_path, tables, [30], convergence={"n": 60, "converged": 0})
     assert describe(report) == []
     assert report["solves"]["gain"]["figures"]["rotation_noise_rad"]["value"] == pytest.approx(0.05, rel=0.5)
 

@@ -13,13 +13,13 @@ import numpy as np
 from chunkcal import h5parm
 from chunkcal.quality import statistics
 from chunkcal.quality.limits import VERDICTS, Limit, limits_from
-from chunkcal.quality.statistics import KINDS, median
+from chunkcal.quality.statistics import median
 from chunkcal.quality.tables import Block, Chunks, read_blocks
 from chunkcal.quality.words import percent, times, utc
 
 # Stations of one array differ by a factor of a few; one that is weaker than this has no signal, only noise.
 DEAD_AMPLITUDE = 0.05
-# Solves of these mostly go on to `maxiter`, good as they may be (tried: TEC, rotation and diagonal): not worth counting.
+# Solves of these mostly go on to `maxiter`, good or not (tried: TEC, rotation and diagonal): not worth counting.
 NEVER_CONVERGE = {"tec", "delay", "rotation", "rotationmeasure"}
 # The seams of a chunk with this robust z of its noise are not judged: a noisy chunk is named once, as such. All chunks
 # of 1000 clean simulations were below it.
@@ -267,7 +267,7 @@ def _note_flagged_chunks(found: _Findings, flagged: np.ndarray, total: np.ndarra
 def _note_steps(found: _Findings, block: Block) -> None:
     """Judge what the steps between neighbouring solutions tell: noise, noisy chunks, seams."""
     intervals = np.diff(found.times)
-    kind = KINDS[block.kind]
+    kind = block.comparison
     is_next = intervals < 1.5 * np.median(intervals) if len(intervals) else np.zeros(0, bool)
     steps = statistics.steps_between(block.values, kind, is_next)
     if not len(steps):
@@ -292,7 +292,7 @@ def _note_steps(found: _Findings, block: Block) -> None:
 def _note_noisy_chunks(found: _Findings, block: Block, steps: np.ndarray, place: Mapping[str, str]) -> set[int]:
     """Judge the noise of each chunk against the others; give those whose seams cannot be judged."""
     chunks = found.chunks
-    z, factor = statistics.chunk_noise(steps, chunks.firsts, KINDS[block.kind])
+    z, factor = statistics.chunk_noise(steps, chunks.firsts, block.comparison)
     for c, name in enumerate(chunks.names):
         what = f"chunk {name}: {block.kind}{_in(block.direction)} is {times(factor[c])} as noisy as in the other chunks"
         found.add(
@@ -303,7 +303,7 @@ def _note_noisy_chunks(found: _Findings, block: Block, steps: np.ndarray, place:
 
 def _note_seams(found: _Findings, block: Block, steps: np.ndarray, noisy: set[int], place: Mapping[str, str]) -> None:
     """Judge the jumps at chunk seams, but not those of noisy chunks: one fault is named once."""
-    chunks, kind = found.chunks, KINDS[block.kind]
+    chunks, kind = found.chunks, block.comparison
     behind = [c for c in range(1, len(chunks.names)) if not noisy & {c - 1, c}]
     seams = statistics.seam_jumps(median(steps, 2), [chunks.firsts[c] for c in behind], kind)
     for c, jump, in_steps in zip(behind, seams.jump, seams.in_steps, strict=True):

@@ -15,9 +15,9 @@ import numpy as np
 MAD_TO_SIGMA = 1.4826
 NORMAL_Q75, NORMAL_Q90 = 1.1503, 1.6449  # 75 and 90 % of a Gaussian are within so many sigma
 MIN_STEPS = 8  # with fewer, their scatter is a matter of luck
-# A chunk's noise is known to about 0.5 / sqrt(steps) in its logarithm, if the stations share half of the luck; and the
+# A chunk's noise is known to about 0.4 / sqrt(steps) in its logarithm, as the stations share part of the luck; and the
 # noise of real chunks differs by a quarter anyway.
-CHUNK_LUCK, CHUNK_SCATTER = 0.5, 0.25
+CHUNK_LUCK, CHUNK_SCATTER = 0.4, 0.25
 DRIFT_SIGNIFICANCE = (5.0, 3.5)  # times its own error, and times the scatter of the stations' drifts
 _BLOCK_VALUES = 1 << 21
 

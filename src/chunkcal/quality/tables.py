@@ -6,14 +6,14 @@ import itertools
 import math
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import h5py
 import numpy as np
 
 from chunkcal import h5parm
 from chunkcal.errors import UserError
-from chunkcal.quality.statistics import KINDS
+from chunkcal.quality.statistics import KINDS, Kind
 
 _READ_BYTES = 16 << 20  # what is read at once
 _HELD_BYTES = 256 << 20  # what is held of one table; of more, some directions at a time
@@ -70,6 +70,8 @@ class Block:
     values : (n_time, n_ant, n_sample) float32
         Samples are frequencies and polarizations; NaN is flagged. Logarithms for amplitudes, where 0 counts as
         flagged. Of four polarizations only the diagonal: phases of what is near zero are random.
+    beside_rotation : bool
+        The solve has a rotation too.
     """
 
     kind: str
@@ -77,6 +79,13 @@ class Block:
     direction: str
     stations: tuple[str, ...]
     values: np.ndarray
+    beside_rotation: bool = False
+
+    @property
+    def comparison(self) -> Kind:
+        """How the solutions are compared. With a rotation, a phase of pi is no other than a rotation of pi."""
+        kind = KINDS[self.kind]
+        return replace(kind, period=math.pi) if self.kind == "phase" and self.beside_rotation else kind
 
 
 def read_blocks(path: str | os.PathLike) -> Iterator[Block]:
@@ -101,7 +110,9 @@ def read_blocks(path: str | os.PathLike) -> Iterator[Block]:
             for kind in sorted(tables, key=lambda kind: kind != "amplitude"):
                 is_empty = False
                 if kind != "phase" or "tec" not in tables:
-                    yield from _blocks(file[solset], tables[kind])
+                    for block in _blocks(file[solset], tables[kind]):
+                        block.beside_rotation = "rotation" in tables
+                        yield block
             if "tec" in tables and "delay" not in tables:
                 yield from _phases_of_tec(file[solset], tables["tec"], tables.get("phase"))
     if is_empty:
