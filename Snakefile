@@ -1,6 +1,6 @@
 """Pre-process and calibrate MeasurementSets with DP3, in time chunks, on one shared dask cluster.
 
-Data flow: plan -> cluster -> preprocess -> calibrate -> merge -> apply -> fit -> join -> report.
+Data flow: plan -> cluster -> preprocess -> calibrate -> merge -> quality -> apply -> fit -> join -> report.
 """
 
 from snakemake.utils import min_version
@@ -18,6 +18,7 @@ include: "workflow/rules/cluster.smk"
 include: "workflow/rules/preprocess.smk"
 include: "workflow/rules/calibrate.smk"
 include: "workflow/rules/merge.smk"
+include: "workflow/rules/quality.smk"
 include: "workflow/rules/apply.smk"
 include: "workflow/rules/fit.smk"
 include: "workflow/rules/join.smk"

@@ -19,6 +19,7 @@ from chunkcal.chunkrules import Unit
 from chunkcal.cutting import boundary_unit, choose_length, cut, refuse_inexact
 from chunkcal.errors import UserError
 from chunkcal.ms import Observation, read_observation
+from chunkcal.quality.limits import limits_from
 from chunkcal.skymodel import read_patches
 from chunkcal.solutionsteps import name_of
 from chunkcal.solves import Solve, SolveInput
@@ -67,14 +68,15 @@ def make_plan(observations: Sequence[Mapping[str, Any]], sections: Mapping[str, 
     observations
         ``obs`` (name), ``ms`` (path) and ``sky_model`` (path or None) of each.
     sections
-        Of the validated configuration: ``chunks``, ``preprocess``, ``calibrate``, ``apply``, ``extra_inputs_dir`` and
-        ``dp3``.
+        Of the validated configuration: ``chunks``, ``preprocess``, ``calibrate``, ``apply``, ``quality``,
+        ``extra_inputs_dir`` and ``dp3``.
 
     Raises
     ------
     UserError
         With everything that DP3 would only say chunk by chunk, or not at all.
     """
+    limits_from((sections.get("quality") or {}).get("limits") or {})  # refuses what is wrong, before anything runs
     pipeline = parse_steps((sections.get("preprocess") or {}).get("steps") or [])
     command = dp3.find_command((sections.get("dp3") or {}).get("command", "auto"))
     command_is_users = not dp3.is_wheel(command)

@@ -18,6 +18,11 @@ _BYTES_PER_VISIBILITY = 8
 _MJD_DAY_0 = datetime.date(1858, 11, 17)
 
 
+def step_name(solve: str) -> str:
+    """Give DP3's name of the step of a solve."""
+    return f"solve_{solve}"
+
+
 def load_plan(path: str | os.PathLike) -> dict[str, dict[str, Any]]:
     """Read the plans of all observations, by name, as `plan.Plan.write` wrote them."""
     with open(path, encoding="utf-8") as stream:
@@ -124,6 +129,11 @@ def first_solution(plan: dict[str, Any], name: str, chunk: dict[str, Any]) -> in
     """Give the index of the first solution of a chunk in the merged table of a solve."""
     solve = plan["solves"][name]
     return chunk["start_slot"] // plan["time_factor"] // solve["solint"] * solve["solutions_per_interval"]
+
+
+def seams(plan: dict[str, Any]) -> dict[str, list[int]]:
+    """Give, by solve, the first solution of each chunk but the first."""
+    return {name: [first_solution(plan, name, chunk) for chunk in plan["chunks"][1:]] for name in plan["solves"]}
 
 
 def n_solutions(plan: dict[str, Any], name: str, chunk: dict[str, Any]) -> int:

@@ -13,6 +13,7 @@ from typing import Any
 
 from chunkcal import h5parm, parameters
 from chunkcal.errors import UserError
+from chunkcal.requests import step_name
 from chunkcal.skymodel import SkyModel
 from chunkcal.solves import FULL_JONES, Solve, SolveInput, corrections, resolve_solve
 
@@ -124,14 +125,14 @@ def calibrate_run(strategy: Strategy, extra_inputs_dir: str | None = None) -> di
         undo.add_files(one.preapply)
         steps, values = undo.steps, dict(undo.values)
         for number, solve in enumerate(one.solves):
-            step = f"solve_{solve.name}"
+            step = step_name(solve.name)
             steps.append(step)
             own = _solve_values(solve, step, links, extra_inputs_dir)
             if number == 0:
                 own |= {f"{step}.sourcedb": SKY, f"{step}.directions": _direction_lists(solve)}
             else:
                 # All of the model is needed, so take the names it got from the solve that has predicted it.
-                own |= {f"{step}.reusemodel": f"[solve_{one.solves[0].name}.*]"}
+                own |= {f"{step}.reusemodel": f"[{step_name(one.solves[0].name)}.*]"}
             if number < len(one.solves) - 1:
                 own[f"{step}.keepmodel"] = "true"
             values |= own

@@ -9,6 +9,7 @@ rule apply_chunk:
         cluster=ancient(rules.start_cluster.output[0]),
         ms=rules.preprocess_chunk.output.product,
         solutions=solutions,
+        fit_for_use=rules.require_quality.output[0],
         files=step_files("apply"),
     output:
         product=intermediate(directory(f"{OUT}/{{obs}}/apply/{{chunk}}.ms")),

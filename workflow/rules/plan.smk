@@ -17,6 +17,9 @@ checkpoint plan_chunks:
         "../envs/chunkcal.yaml"
     params:
         observations=list(OBSERVATIONS.values()),
-        sections={key: config[key] for key in ("chunks", "preprocess", "calibrate", "apply", "extra_inputs_dir", "dp3")},
+        sections={
+            key: config[key]
+            for key in ("chunks", "preprocess", "calibrate", "apply", "quality", "extra_inputs_dir", "dp3")
+        },
     script:
         "../scripts/plan_chunks.py"

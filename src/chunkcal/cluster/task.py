@@ -22,7 +22,9 @@ from distributed.core import Status
 from chunkcal import dp3, verify
 from chunkcal.cluster import guard
 from chunkcal.cluster.state import read_json
+from chunkcal.dp3log import convergence
 from chunkcal.errors import UserError
+from chunkcal.requests import step_name
 
 POLL_S = 0.2
 TAIL_LINES = 12
@@ -115,6 +117,7 @@ def _run_in(
         "max_rss_kb": 0,
     }
     with open(log_path, "ab") as log:
+        begin = log.tell()
         log.write(f"# {request['name']} on worker {worker}\n".encode())
         log.writelines(f"{name} -> {target}\n".encode() for name, target in run["links"].items())
         for number, keys in enumerate(run["parsets"], start=1):
@@ -129,6 +132,12 @@ def _run_in(
             record["cpu_s"] += usage.get("cpu_s", 0.0)
             record["max_rss_kb"] = max(record["max_rss_kb"], usage.get("max_rss_kb", 0))
     verified = verify.verify_product(work, run, request["expect"])
+    if "solves" in verified:
+        with open(log_path, encoding="utf-8", errors="replace") as log:
+            log.seek(begin)
+            printed = convergence(log.read())
+        for name, found in verified["solves"].items():
+            found["convergence"] = printed.get(step_name(name))
     record |= {"end": time.time(), "dp3_version": _version(tuple(command)), "verified": verified}
     return {"product": str(work / run["product"]), "record": record}
 
