@@ -21,8 +21,8 @@ from chunkcal.quality.words import percent, times, utc
 DEAD_AMPLITUDE = 0.05
 # Solves of these mostly go on to `maxiter`, good or not (tried: TEC, rotation and diagonal): not worth counting.
 NEVER_CONVERGE = {"tec", "delay", "rotation", "rotationmeasure"}
-# The seams of a chunk with this robust z of its noise are not judged: a noisy chunk is named once, as such. All chunks
-# of 1000 clean simulations were below it.
+# The seams of a chunk with this robust z of its noise are not judged: a noisy chunk is named once, as such. Clean
+# synthetic gains stay below it.
 NOISY_CHUNK = 2.25
 MAX_OTHERS = 10  # further places that a figure names
 _NOISE = {

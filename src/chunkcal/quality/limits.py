@@ -78,7 +78,8 @@ DEFAULTS: dict[str, Limit] = {
     # Median jump over all seams and stations against the median ordinary step, 1 without seams.
     "seam_ratio": Limit(3.0, 6.0),
     # Noise of a chunk against the others, as a robust z: 5.5 is a noise 4 times as large where chunks are alike, 12
-    # is 20 times. Simulations reach 2 with good solves, and 5 with solves of a model that does not fit the gains.
+    # is 20 times. Clean synthetic gains reach 2, DP3's solves of simulated data 3, and 5 if
+    # the mode does not fit the gains.
     "chunk_noise": Limit(5.5, 12.0, "sigma"),
     # Flagged fraction of a chunk minus that of the median of the others.
     "chunk_flagged": Limit(0.5, None),
