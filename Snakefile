@@ -1,6 +1,7 @@
 """Pre-process and calibrate MeasurementSets with DP3, in time chunks, on one shared dask cluster.
 
-Data flow: plan -> cluster -> preprocess -> calibrate -> merge -> quality -> apply -> fit -> join -> report.
+Data flow: plan -> cluster -> preprocess -> calibrate -> merge -> quality -> apply -> fit -> join -> flags -> image ->
+report.
 """
 
 from snakemake.utils import min_version
@@ -22,6 +23,8 @@ include: "workflow/rules/quality.smk"
 include: "workflow/rules/apply.smk"
 include: "workflow/rules/fit.smk"
 include: "workflow/rules/join.smk"
+include: "workflow/rules/flags.smk"
+include: "workflow/rules/image.smk"
 include: "workflow/rules/report.smk"
 
 
@@ -31,5 +34,6 @@ rule all:
         expand(f"{OUT}/{{obs}}/{{obs}}.ms", obs=OBSERVATIONS),
         [final_solutions(obs, solve) for obs in OBSERVATIONS for solve in SOLVES],
         expand(f"{OUT}/{{obs}}/bands/{{solve}}.h5", obs=BANDS, solve=SOLVES),
+        expand(rules.merge_flags.output, obs=OBSERVATIONS),
         kept_chunks,
         f"{OUT}/report.html",

@@ -19,6 +19,7 @@ import numpy as np
 
 from chunkcal import h5parm
 from chunkcal.errors import UserError
+from chunkcal.flags import FlagCounter
 
 TIME_TOLERANCE_S = 1e-2  # DP3's msin.timetolerance: how far a time slot may be off the grid
 # The MeasurementSet's subtables that DP3 and WSClean read.
@@ -150,7 +151,7 @@ def flag_fractions(path: str | os.PathLike, row_start: int = 0, n_rows: int | No
     -------
     dict
         total: flagged / all cross-correlations of these rows; stations: by name, the same over those with that
-        station (stations that have none are left out).
+        station (stations that have none are left out); counts: as `FlagCounter.result`, None without rows.
 
     Raises
     ------
@@ -315,21 +316,29 @@ def _refuse_short_array_files(path: str | os.PathLike) -> None:
 
 
 def _flag_fractions(table: ct.table, path: str | os.PathLike, row_start: int, n_rows: int) -> dict:
-    with opened(Path(path) / "ANTENNA") as antennas:
-        names = antennas.getcol("NAME") if antennas.nrows() else []
-    flagged = np.zeros(len(names))
-    counted = np.zeros(len(names))
-    cell = int(np.prod(np.shape(_column(table, path, "FLAG", row_start, 1))[1:])) if n_rows else 1
+    if not n_rows:
+        return {"total": 0.0, "stations": {}, "counts": None}
+    counter = _flag_counter(table, path, row_start, n_rows)
+    cell = int(np.prod(np.shape(_column(table, path, "FLAG", row_start, 1))[1:]))
     step = max(1, _BLOCK_BYTES // max(1, cell))
     for start in range(row_start, row_start + n_rows, step):
         n = min(step, row_start + n_rows - start)
-        per_row = np.count_nonzero(_column(table, path, "FLAG", start, n), axis=(1, 2))
-        first, second = (_column(table, path, name, start, n) for name in ("ANTENNA1", "ANTENNA2"))
-        cross = first != second
-        for stations in (first[cross], second[cross]):
-            flagged += np.bincount(stations, per_row[cross], len(names))
-            counted += np.bincount(stations, None, len(names)) * cell
+        counter.add(*(_column(table, path, name, start, n) for name in ("ANTENNA1", "ANTENNA2", "TIME", "FLAG")))
+    counts = counter.result()
     return {
-        "total": float(flagged.sum() / max(1, counted.sum())),
-        "stations": {name: float(f / c) for name, f, c in zip(names, flagged, counted, strict=True) if c},
+        "total": counts["n_flagged"] / max(1, counts["n_total"]),
+        "stations": {name: flagged / total for name, (flagged, total) in counts["stations"].items()},
+        "counts": counts,
     }
+
+
+def _flag_counter(table: ct.table, path: str | os.PathLike, row_start: int, n_rows: int) -> FlagCounter:
+    with opened(Path(path) / "ANTENNA") as antennas:
+        names, positions = (antennas.getcol(name) if antennas.nrows() else [] for name in ("NAME", "POSITION"))
+    with opened(Path(path) / "SPECTRAL_WINDOW") as windows, opened(Path(path) / "DATA_DESCRIPTION") as descriptions:
+        window = descriptions.getcell("SPECTRAL_WINDOW_ID", int(_column(table, path, "DATA_DESC_ID", row_start, 1)[0]))
+        frequencies = windows.getcell("CHAN_FREQ", window)
+    n_correlations = np.shape(_column(table, path, "FLAG", row_start, 1))[2]
+    first, last = (float(_column(table, path, "TIME", row, 1)[0]) for row in (row_start, row_start + n_rows - 1))
+    interval = float(_column(table, path, "INTERVAL", row_start, 1)[0])
+    return FlagCounter(names, positions, frequencies, n_correlations, first, last, interval)

@@ -15,43 +15,24 @@ import sys
 import uuid
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jinja2
 
 import chunkcal
-from chunkcal import h5parm, plots
-from chunkcal.errors import UserError
-from chunkcal.plots import Picture, Span
+from chunkcal import plots
+from chunkcal.figures import Budget, flag_figures, gantt_figure, image_figure, solution_figures, span_of
 from chunkcal.requests import STAGES
 from chunkcal.results import Clock, Flags, Result, Run, collect, collect_folder
 from chunkcal.summary import gain_text, percent
 
 _MJD_0 = datetime.datetime(1858, 11, 17, tzinfo=datetime.UTC)
 _UNIX_0 = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
-_MAX_PICTURE_BYTES = 24 << 20  # of the page; the solutions of further observations are not drawn
-_MAX_DIRECTIONS = 8  # pictures per solution table
 _ROWS_PER_TABLE = 21  # at most; stations stand side by side in as many tables as needed
 _SCALES = (0.05, 0.1, 0.2, 0.5, 1.0)  # flagged fractions that bars may reach to
 _HIGH = 0.5  # flagged fraction from which on a station is named
 _LONG = 60  # characters of a parameter's value; the whole stands in the list of DP3 parameters
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A picture of the page with its words."""
-
-    title: str
-    alt: str
-    caption: str
-    picture: Picture
-
-
-@dataclass
-class _Budget:
-    left: int = _MAX_PICTURE_BYTES
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -84,12 +65,14 @@ def write_report(
     measurement_sets: Iterable[str | os.PathLike],
     settings: Mapping[str, Any],
     output: str | os.PathLike,
+    images: Iterable[str | os.PathLike] = (),
+    quality: Iterable[str | os.PathLike] = (),
 ) -> None:
     """Write the report of a run; it appears under its name only when it is whole.
 
     Parameters
     ----------
-    plan, records, fits, solutions, measurement_sets
+    plan, records, fits, solutions, measurement_sets, images, quality
         As `results.collect`. What is missing or unreadable is said on the page.
     settings
         Sections of the configuration, shown as they are.
@@ -101,7 +84,7 @@ def write_report(
     UserError
         The plan cannot be read.
     """
-    _publish(render(collect(plan, records, fits, solutions, measurement_sets), settings), Path(output))
+    _publish(render(collect(plan, records, fits, solutions, measurement_sets, images, quality), settings), Path(output))
 
 
 def _publish(page: str, output: Path) -> None:
@@ -124,7 +107,7 @@ def render(run: Run, settings: Mapping[str, Any]) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"percent": percent, "data_uri": _data_uri, "duration": duration, "size": size}
-    budget = _Budget()
+    budget = Budget()
     return environment.get_template("report.html.j2").render(
         observations=[_observation(result, budget) for result in run.observations.values()],
         timings=_timings(run),
@@ -138,17 +121,21 @@ def render(run: Run, settings: Mapping[str, Any]) -> str:
 # ---- one observation ------------------------------------------------------------------------------------
 
 
-def _observation(result: Result, budget: _Budget) -> dict[str, Any]:
+def _observation(result: Result, budget: Budget) -> dict[str, Any]:
     factor = result.fit.factor if result.fit else None
     tone = "neutral" if factor is None else "good" if factor >= 1 else "bad"
-    if result.is_calibrated and factor is None:
+    failed = result.quality is not None and result.quality["verdict"] == "fail"
+    if result.is_calibrated and (factor is None or failed):
         tone = "bad"
-    figures, notes = _solution_figures(result, budget)
+    span = span_of(result.plan)
+    solves, note = _solves(result)
+    image, image_facts = image_figure(result.images, result.name) if result.images else (None, None)
     return {
         "name": result.name,
         "tone": tone,
         "gain": gain_text(result),
         "fit": result.fit,
+        "quality": result.quality,
         "raw": result.flags.get("raw", Flags()).fraction,
         "final": result.final.fraction if result.final else None,
         "exactness": _exactness(result.plan),
@@ -160,8 +147,12 @@ def _observation(result: Result, budget: _Budget) -> dict[str, Any]:
         "steps": _steps(result.plan),
         "parsets": [(stage, result.plan["runs"][stage]) for stage in STAGES if result.plan["runs"].get(stage)],
         "flags": _flag_tables(result),
-        "figures": figures,
-        "figure_notes": notes,
+        "flag_steps": _flag_steps(result),
+        "flag_figures": flag_figures(result, span),
+        "solves": solution_figures(result.name, solves, span, budget),
+        "solves_note": note,
+        "image": image,
+        "image_facts": image_facts,
     }
 
 
@@ -282,91 +273,18 @@ def _flag_tables(result: Result) -> dict[str, Any] | None:
     }
 
 
-# ---- solutions ------------------------------------------------------------------------------------------
+def _flag_steps(result: Result) -> list[tuple[str, int, int]]:
+    """Name what single steps flagged in addition, and of how many visibilities."""
+    totals = result.flag_steps.totals.items()
+    return [(step, flagged, total) for step, (flagged, total) in totals if flagged or step.startswith("preprocess.")]
 
 
-def _solution_figures(result: Result, budget: _Budget) -> tuple[list[Figure], list[str]]:
+def _solves(result: Result) -> tuple[dict[str, Path], str]:
+    """Give the solutions to draw, by the name of the solve, or say why there are none."""
     if not result.is_calibrated:
-        return [], ["Nothing was calibrated."]
-    figures, notes = [], []
-    for name in result.plan["solves"]:
-        if name not in result.solutions:
-            notes.append(f"The merged solutions of {name} are missing.")
-            continue
-        own, own_notes = _figures_of(result, name, budget)
-        figures += own
-        notes += own_notes
-    return figures, notes
-
-
-def _figures_of(result: Result, name: str, budget: _Budget) -> tuple[list[Figure], list[str]]:
-    """Draw the solutions of one solve."""
-    try:
-        described = h5parm.describe(result.solutions[name])
-    except UserError as error:
-        return [], [f"The solutions of {name} cannot be drawn: {error}"]
-    figures, notes = [], []
-    for solset, tables in described.solsets.items():
-        # Phases first: they show at a glance whether calibration worked.
-        for table in sorted(tables, key=lambda table: (table.kind != "phase", table.kind != "amplitude", table.name)):
-            n_directions = table.length("dir")
-            if n_directions > _MAX_DIRECTIONS:
-                notes.append(f"{table.name}: {_MAX_DIRECTIONS} of {n_directions} directions are shown.")
-            for direction in range(min(n_directions, _MAX_DIRECTIONS)):
-                if budget.left <= 0:
-                    return figures, [*notes, "Further solutions are not drawn, to keep the page small."]
-                try:
-                    figure = _solution_figure(result, name, solset, table, direction)
-                except (OSError, KeyError, ValueError) as error:
-                    notes.append(f"{table.name} cannot be drawn ({error}).")
-                    continue
-                budget.left -= len(figure.picture.light) + len(figure.picture.dark)
-                figures.append(figure)
-    return figures, notes
-
-
-def _solution_figure(result: Result, name: str, solset: str, table: h5parm.Soltab, direction: int) -> Figure:
-    solutions = plots.read_solutions(result.solutions[name], solset, table, direction)
-    span = span_of(result.plan)
-    solve = f"{name}: " if len(result.plan["solves"]) > 1 else ""
-    title = f"{solve}{table.kind} of each station"
-    title = title[0].upper() + title[1:]
-    if table.length("dir") > 1:
-        title += f", direction {table.directions[direction] if table.directions else direction}"
-    without = solutions.without
-    parts = [
-        f"Solution table {table.name}, {len(solutions.times)} solutions in time"
-        + (f", {solutions.note}" if solutions.note else ""),
-        "A red tick at the bottom: no solution, or a flagged one",
-    ]
-    if len(span.seams) > plots.MAX_SEAMS:
-        parts.append(f"Where the {len(span.seams) + 1} chunks meet is not marked, they are too many")
-    elif span.seams:
-        parts.append("Vertical lines: where chunks meet")
-    if span.gaps:
-        parts.append("Grey bands: no data")
-    if not solutions.is_angle:
-        parts.append("Arrow heads: outside of the range shown")
-    if len(solutions.times) > 2 * plots.MAX_POINTS:
-        parts.append(f"Every {len(solutions.times) // plots.MAX_POINTS}th solution is drawn")
-    if without:
-        parts.append(f"No solutions at all ({len(without)} of {len(solutions.stations)}): {', '.join(without)}")
-    alt = (
-        f"{title} against time for {len(solutions.stations)} stations of {result.name}, one small panel each; "
-        f"{len(without)} of them have no solutions"
-    )
-    return Figure(title, alt, ". ".join(parts) + ".", plots.draw_solutions(solutions, span))
-
-
-def span_of(plan: Mapping[str, Any]) -> Span:
-    """Find the time axis of an observation: its ends, chunk seams and gaps, MJD s."""
-    seen = plan["observation"]
-
-    def edge(slot: float) -> float:
-        return seen["first_time"] + (slot - 0.5) * seen["interval_s"]
-
-    seams = tuple(edge(chunk["start_slot"]) for chunk in plan["chunks"][1:])
-    return Span(edge(0), edge(seen["n_slots"]), seams, tuple((edge(a), edge(b)) for a, b in seen["missing"]))
+        return {}, "Nothing was calibrated."
+    missing = [name for name in result.plan["solves"] if name not in result.solutions]
+    return result.solutions, f"The merged solutions of {', '.join(missing)} are missing." if missing else ""
 
 
 # ---- timings and versions -------------------------------------------------------------------------------
@@ -376,17 +294,7 @@ def _timings(run: Run) -> dict[str, Any] | None:
     if not run.tasks:
         return None
     clock = Clock.of(run.tasks)
-    hosts = {task.host for task in run.tasks}
     slots = {(task.host, task.worker) for task in run.tasks}
-    bars = [
-        (
-            f"slot {task.worker}" if len(hosts) == 1 else f"{task.host} {task.worker}",
-            task.stage,
-            clock.since_start(task.start),
-            clock.since_start(task.end),
-        )
-        for task in run.tasks
-    ]
     stages = []
     for stage in STAGES:
         own = [task for task in run.tasks if task.stage == stage]
@@ -403,23 +311,17 @@ def _timings(run: Run) -> dict[str, Any] | None:
                 }
             )
     busy = sum(task.end - task.start for task in run.tasks)
-    pauses = [(clock.since_start(start), end - start) for start, end in clock.pauses]
     return {
         "stages": stages,
         "length": clock.length,
         "start": _utc(_UNIX_0, clock.start),
         "end": _utc(_UNIX_0, clock.end),
-        "n_pauses": len(pauses),
+        "n_pauses": len(clock.pauses),
         "n_slots": len(slots),
         "busy": busy,
         "cpu": sum(task.cpu_s for task in run.tasks),
         "occupancy": busy / (len(slots) * clock.length) if clock.length > 0 else None,
-        "figure": Figure(
-            "Who ran what when",
-            f"{len(bars)} DP3 runs on {len(slots)} slots against time, coloured by stage",
-            "One row per slot, one bar per DP3 run.",
-            plots.draw_gantt(bars, pauses),
-        ),
+        "figure": gantt_figure(run.tasks, clock),
     }
 
 

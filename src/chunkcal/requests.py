@@ -12,6 +12,8 @@ from fractions import Fraction
 from typing import Any
 
 STAGES = ("preprocess", "calibrate", "apply", "fit")
+# Steps that count what they flag (DP3 6.6, base/FlagCounter.cc).
+COUNTING_STEPS = ("preflagger", "uvwflagger", "aoflagger", "madflagger")
 # Model visibilities that the fit of a chunk is measured on; enough for a figure.
 FIT_BYTES = 64 << 20
 _BYTES_PER_VISIBILITY = 8
@@ -69,7 +71,18 @@ def chunk_request(plan: dict[str, Any], stage: str, chunk: str) -> dict[str, Any
     elif stage == "fit":
         selection = {"msin.ntimes": str(expect["n_slots"])}
     parsets = [{"msin": parset["msin"], **selection, **parset} for parset in run["parsets"]]
+    if stage == "preprocess":
+        parsets = [parset | _flag_counts(parset) for parset in parsets]
     return {"run": {"parsets": parsets, "links": run["links"], "product": run["product"]}, "expect": expect}
+
+
+def _flag_counts(parset: dict[str, str]) -> dict[str, str]:
+    """Ask each flagging step to save its fractions, for `chunkcal.flagsteps`."""
+    wanted = {}
+    for step in parset.get("steps", "").strip("[]").split(","):
+        if parset.get(f"{step}.type") in COUNTING_STEPS and not any(key.startswith(f"{step}.count.") for key in parset):
+            wanted |= {f"{step}.count.save": "true", f"{step}.count.path": "."}
+    return wanted
 
 
 def chunk_time_range(observation: dict[str, Any], chunk: dict[str, Any]) -> dict[str, str]:

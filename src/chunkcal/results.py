@@ -14,6 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from chunkcal.errors import UserError
+from chunkcal.flags import Flags
+from chunkcal.flagsteps import FlagSteps
+from chunkcal.flagtable import write_table
 from chunkcal.requests import STAGES
 
 # Without any DP3 run for this long, the run was interrupted and resumed.
@@ -32,34 +35,6 @@ class Task:
     end: float
     cpu_s: float
     max_rss_kb: float
-
-
-@dataclass
-class Flags:
-    """Flagged fractions of an observation, summed over chunks weighted by their rows."""
-
-    weight: float = 0.0
-    total: float = 0.0
-    stations: dict[str, list[float]] = field(default_factory=dict)
-
-    def add(self, fractions: Mapping[str, Any], weight: float) -> None:
-        """Add what `products.flag_fractions` found in one chunk."""
-        self.weight += weight
-        self.total += weight * fractions["total"]
-        for name, fraction in fractions["stations"].items():
-            sums = self.stations.setdefault(name, [0.0, 0.0])
-            sums[0] += weight * fraction
-            sums[1] += weight
-
-    @property
-    def fraction(self) -> float | None:
-        """Flagged fraction of all cross-correlations; None if nothing was counted."""
-        return self.total / self.weight if self.weight else None
-
-    def of(self, station: str) -> float | None:
-        """Flagged fraction of a station's cross-correlations; None if it has none."""
-        flagged, weight = self.stations.get(station, (0.0, 0.0))
-        return flagged / weight if weight else None
 
 
 @dataclass(frozen=True)
@@ -93,12 +68,18 @@ class Result:
     ----------
     flags : dict
         ``raw`` (input), ``preprocess`` and ``apply`` (after these stages), as far as there are records.
+    flag_steps : FlagSteps
+        What single flagging steps of DP3 did, called ``<stage>.<step>``.
     fit : Fit or None
         None when nothing was calibrated or no fit was found.
     solutions : dict of str to Path
-        The merged h5parms that exist, by solve.
+        The merged h5parms that exist, by solve; the processed ones where there are any.
     ms : Path or None
         The joined MeasurementSet, if it exists.
+    quality : dict or None
+        What the quality gate found, as in quality.json.
+    images : Path or None
+        Folder of the quick-look images, if there were to be any.
     problems : list of str
         What is missing or unreadable.
     """
@@ -106,9 +87,12 @@ class Result:
     name: str
     plan: Mapping[str, Any]
     flags: dict[str, Flags] = field(default_factory=dict)
+    flag_steps: FlagSteps = field(default_factory=FlagSteps)
     fit: Fit | None = None
     solutions: dict[str, Path] = field(default_factory=dict)
     ms: Path | None = None
+    quality: Mapping[str, Any] | None = None
+    images: Path | None = None
     problems: list[str] = field(default_factory=list)
 
     @property
@@ -174,6 +158,8 @@ def collect(
     fits: Iterable[str | os.PathLike] = (),
     solutions: Iterable[str | os.PathLike] = (),
     measurement_sets: Iterable[str | os.PathLike] = (),
+    images: Iterable[str | os.PathLike] = (),
+    quality: Iterable[str | os.PathLike] = (),
 ) -> Run:
     """Collect the results of a run; what is missing or unreadable is noted, not raised.
 
@@ -181,9 +167,10 @@ def collect(
     ----------
     plan
         observations.json.
-    records, fits, solutions, measurement_sets
+    records, fits, solutions, measurement_sets, images, quality
         Files as the workflow lays them out, ``<obs>/<stage>/<chunk>.json``, ``<obs>/fit/<chunk>.fit.json``,
-        ``<obs>/solutions/<solve>.h5`` and ``<obs>/<obs>.ms``; the observation is taken from the path.
+        ``<obs>/solutions/<solve>.h5``, ``<obs>/<obs>.ms``, ``<obs>/image`` and ``<obs>/quality.json``; the observation
+        is taken from the path.
 
     Raises
     ------
@@ -195,9 +182,8 @@ def collect(
         run = Run({name: Result(name, one) for name, one in plans.items()})
     except (OSError, ValueError, AttributeError) as error:
         raise UserError(f"plan {plan} cannot be read ({error}); run snakemake again") from error
-    rows = {(name, chunk["name"]): chunk["n_rows"] for name, one in plans.items() for chunk in one["chunks"]}
     for path in map(Path, records):
-        _add_record(run, path, rows)
+        _add_record(run, path)
     by_obs: dict[str, list[dict[str, Any]]] = {}
     for path in map(Path, fits):
         found = _read(run, path, 2)
@@ -205,9 +191,14 @@ def collect(
             by_obs.setdefault(path.parts[-3], []).append(found)
     for name, found in by_obs.items():
         run.observations[name].fit = _pool(found)
-    for path in map(Path, measurement_sets):
-        if path.exists() and path.parent.name in run.observations:
-            run.observations[path.parent.name].ms = path
+    for path in map(Path, quality):
+        found = _read(run, path, 1)
+        if found is not None:
+            run.observations[path.parts[-2]].quality = found
+    for kind, paths in (("ms", measurement_sets), ("images", images)):
+        for path in map(Path, paths):
+            if path.exists() and path.parent.name in run.observations:
+                setattr(run.observations[path.parent.name], kind, path)
     for path in map(Path, solutions):
         if path.exists() and path.parent.parent.name in run.observations:
             run.observations[path.parent.parent.name].solutions[path.name.partition(".")[0]] = path
@@ -215,6 +206,23 @@ def collect(
         _note_missing(result)
     run.tasks.sort(key=lambda task: (task.start, task.obs, task.stage))
     return run
+
+
+def write_flags(
+    plan: str | os.PathLike, records: Iterable[str | os.PathLike], obs: str, output: str | os.PathLike
+) -> None:
+    """Write the flag statistics of an observation, as `flagtable.write_table`, from the records of its chunks.
+
+    Raises
+    ------
+    UserError
+        A record cannot be read: sums without it would be wrong.
+    """
+    result = collect(plan, records).observations[obs]
+    unreadable = [problem for problem in result.problems if "cannot be" in problem]
+    if unreadable:
+        raise UserError(f"flags of {obs}: {unreadable[0]}; remove that record and run snakemake again")
+    write_table(result.flags, result.flag_steps, output)
 
 
 def collect_folder(folder: str | os.PathLike) -> Run:
@@ -240,6 +248,8 @@ def collect_folder(folder: str | os.PathLike) -> Run:
         # gain.processed.h5 comes after gain.h5, and counts.
         [path for obs in names for path in sorted((folder / obs / "solutions").glob("*.h5"))],
         [folder / obs / f"{obs}.ms" for obs in names],
+        [folder / obs / "image" for obs in names],
+        [path for obs in names for path in (folder / obs).glob("quality.json")],
     )
 
 
@@ -259,7 +269,7 @@ def _read(run: Run, path: Path, levels: int) -> dict[str, Any] | None:
     return None
 
 
-def _add_record(run: Run, path: Path, rows: Mapping[tuple[str, str], int]) -> None:
+def _add_record(run: Run, path: Path) -> None:
     record = _read(run, path, 2)
     if record is None:
         return
@@ -273,11 +283,17 @@ def _add_record(run: Run, path: Path, rows: Mapping[tuple[str, str], int]) -> No
         run.dp3_versions.add(str(record["dp3_version"]))
     if record.get("threads"):
         run.threads.add(int(record["threads"]))
-    verified, flags = record.get("verified") or {}, run.observations[obs].flags
-    if stage == "preprocess" and verified.get("flagged_before"):
-        flags.setdefault("raw", Flags()).add(verified["flagged_before"], rows.get((obs, chunk), 0))
-    if verified.get("flagged_after"):
-        flags.setdefault(stage, Flags()).add(verified["flagged_after"], verified.get("n_rows", 0))
+    verified, result = record.get("verified") or {}, run.observations[obs]
+    counted = {"raw": verified.get("flagged_before") if stage == "preprocess" else None}
+    counted[stage] = verified.get("flagged_after")
+    try:
+        for name, found in counted.items():
+            if found and found.get("counts"):
+                result.flags.setdefault(name, Flags()).add(found["counts"])
+        steps = record.get("flag_steps") or ()
+        result.flag_steps.add({**one, "step": f"{stage}.{one['step']}"} for one in steps)
+    except (KeyError, TypeError, ValueError) as error:
+        result.problems.append(f"the flag counts of {stage}/{chunk} cannot be added ({error})")
 
 
 def _pool(fits: Sequence[Mapping[str, Any]]) -> Fit:

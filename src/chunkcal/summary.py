@@ -75,6 +75,9 @@ def _lines(result: Result) -> list[str]:
     if result.is_calibrated:
         for name in result.plan["solves"]:
             rows.append(("solutions", str(result.solutions.get(name, f"{name} is missing"))))
+    if result.quality:
+        rows.append(("quality", result.quality["verdict"]))
+        rows += [("", line) for line in result.quality["summary"]]
     gain, fit = gain_text(result), result.fit
     if fit is not None and fit.raw is not None and fit.corrected is not None:
         gain += f" (rms {fit.raw:.3g} Jy before, {fit.corrected:.3g} Jy after)"
@@ -83,4 +86,4 @@ def _lines(result: Result) -> list[str]:
     rows.append(("flagged", f"{percent(before)} before, {percent(after)} after"))
     if not result.plan.get("exact", True):
         rows.append(("note", f"APPROXIMATE: {'; '.join(result.plan['unit']['inexact'])}"))
-    return [result.name, *(f"  {name + ':':<17}{text}" for name, text in rows)]
+    return [result.name, *(f"  {name + ':' if name else '':<17}{text}" for name, text in rows)]

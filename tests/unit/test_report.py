@@ -1,21 +1,18 @@
 """The page: its content, and that missing or hostile pieces never break it."""
 
 import base64
-import copy
 import json
 import re
 from html.parser import HTMLParser
 
-import h5py
-import numpy as np
 import pytest
 
-from chunkcal import h5parm, plots
 from chunkcal.errors import UserError
 from chunkcal.report import duration, size, write_report
-from chunkcal.results import Clock, Task, collect
+from chunkcal.results import Clock, Task, collect, write_flags
+from flag_counts import flag_counts
+from h5parms import STATIONS, write_h5
 
-STATIONS = ["CS001", "CS002", "RS<script>alert(1)</script>", "RS305"]
 PARSET = {"msin": "in.ms", "steps": "[flag1]", "flag1.type": "preflagger", "flag1.baseline": "*&&&"}
 
 
@@ -40,9 +37,10 @@ def make_plan(name="a", ms="/data/<b>x</b>.ms", calibrated=True):
 
 def record(k, stage, start, flagged=0.25):
     stations = {name: flagged for name in STATIONS}
-    verified = {"n_rows": 24, "flagged_after": {"total": flagged, "stations": stations}}
+    times = {"start": 1000 + 40 * k, "n_slots": 4}
+    verified = {"n_rows": 24, "flagged_after": flag_counts(flagged, stations, **times)}
     if stage == "preprocess":
-        verified["flagged_before"] = {"total": 0.125, "stations": stations | {STATIONS[0]: 0.0625}}
+        verified["flagged_before"] = flag_counts(0.125, stations | {STATIONS[0]: 0.0625}, **times)
     return {"worker": str(k % 2), "host": "node<1>", "threads": 1, "start": start, "end": start + 4.0, "cpu_s": 3.5} | {
         "max_rss_kb": 90_000,
         "dp3_version": "6.6.0",
@@ -50,22 +48,11 @@ def record(k, stage, start, flagged=0.25):
     }
 
 
-def write_h5(path, dead=(3,), kinds=("phase", "amplitude"), axes=("time", "freq", "ant", "dir", "pol")):
-    sizes = {"time": 12, "freq": 3, "ant": 4, "dir": 1, "pol": 2}
-    rng = np.random.default_rng(1)
-    with h5py.File(path, "w") as file:
-        for kind in kinds:
-            group = file.create_group(f"sol000/{kind}000")
-            group.attrs["TITLE"] = np.bytes_(kind)
-            values = rng.normal(1, 0.1, tuple(sizes[axis] for axis in axes))
-            if dead:
-                values[(slice(None),) * axes.index("ant") + (list(dead),)] = np.nan
-            for name, data in (("val", values), ("weight", np.ones_like(values))):
-                group.create_dataset(name, data=data).attrs["AXES"] = np.bytes_(",".join(axes))
-            own = {"time": 1000 + 10 * np.arange(12) + 5.0, "freq": np.array([120e6, 121e6, 122e6])}
-            own |= {"ant": np.array(STATIONS, "S"), "dir": np.array(["[p]"], "S"), "pol": np.array(["XX", "YY"], "S")}
-            for axis in axes:
-                group[axis] = own[axis]
+@pytest.fixture(autouse=True)
+def fast(request, monkeypatch):
+    """Do not render pictures where a test is about the words around them."""
+    if "draws" not in request.node.name:
+        monkeypatch.setattr("chunkcal.plots.style.png", lambda *_: b"\x89PNG")
 
 
 @pytest.fixture
@@ -141,7 +128,7 @@ def test_says_what_was_gained_and_what_became_of_the_data(folder):
     assert "No solutions at all (1 of 4): RS305" in text
 
 
-def test_is_one_self_contained_file_without_scripts(folder):
+def test_draws_all_into_one_self_contained_file_without_scripts(folder):
     page = page_of(folder)
     tags = Tags(page).found
     assert "script" not in {tag for tag, _ in tags}
@@ -151,7 +138,7 @@ def test_is_one_self_contained_file_without_scripts(folder):
     assert all(link.startswith("data:") or link[0] == "#" and link[1:] in ids for link in links)
     assert "http" not in re.sub(r"base64,[^\"]*", "", page)
     pictures = [a for tag, a in tags if tag == "img"]
-    assert len(pictures) == 3  # phase, amplitude, Gantt
+    assert len(pictures) == 7  # phase and amplitude, each twice; flags twice; Gantt
     assert all(a["alt"] for a in pictures)
     assert all(base64.b64decode(a["src"].split(",")[1])[:4] == b"\x89PNG" for a in pictures)
     assert sum(tag == "table" for tag, _ in tags) == sum(tag == "caption" for tag, _ in tags)
@@ -165,7 +152,7 @@ def test_escapes_names_that_are_hostile(folder):
     assert "RS&lt;script&gt;" in page
 
 
-def test_same_inputs_give_same_bytes_and_no_leftovers(folder):
+def test_draws_the_same_bytes_again_and_leaves_nothing(folder):
     assert page_of(folder) == page_of(folder)
     assert not list(folder.glob("*.tmp*"))
 
@@ -220,7 +207,7 @@ def test_missing_pieces_are_named(folder):
 
 def test_damaged_solutions_are_named(folder):
     (folder / "a" / "solutions" / "gain.h5").write_bytes(b"not HDF5")
-    assert "The solutions of gain cannot be drawn" in page_of(folder)
+    assert "cannot be drawn" in page_of(folder)
 
 
 def test_all_solutions_nan(folder):
@@ -234,16 +221,33 @@ def test_a_plan_that_cannot_be_read_is_the_users_error(folder):
         page_of(folder)
 
 
-def test_flags_are_weighted_by_rows(tmp_path):
-    plan = copy.deepcopy(make_plan())
-    out = make_run(tmp_path / "r", {"a": plan})
-    path = out / "a" / "apply" / "t0002.json"
-    short = record(2, "apply", 1e9, flagged=1.0)
-    short["verified"]["n_rows"] = 12
-    path.write_text(json.dumps(short))
-    run = collect(out / "plan/observations.json", sorted(out.glob("a/apply/t*.json")))
-    assert run.observations["a"].final.fraction == pytest.approx((0.25 * 48 + 1.0 * 12) / 60)
-    assert run.observations["a"].final.of("CS001") == pytest.approx((0.25 * 48 + 1.0 * 12) / 60)
+def test_flags_are_weighted_by_what_was_counted(tmp_path):
+    out = make_run(tmp_path / "r", {"a": make_plan()})
+    short = record(2, "apply", 1e9)
+    short["verified"]["flagged_after"] = flag_counts(1.0, {"CS001": 1.0}, 1080.0, n_slots=2)
+    (out / "a/apply/t0002.json").write_text(json.dumps(short))
+    flags = collect(out / "plan/observations.json", sorted(out.glob("a/apply/t*.json"))).observations["a"].final
+    assert flags.fraction == pytest.approx((0.25 * 8 + 1.0 * 2) / 10)
+    assert flags.of("CS001") == pytest.approx((0.25 * 8 + 1.0 * 2) / 10)
+    assert flags.of("CS002") == pytest.approx(0.25)
+    assert flags.of("unknown") is None
+
+
+def test_the_flag_table_needs_every_record(folder, tmp_path):
+    plan, records = folder / "plan/observations.json", sorted(folder.glob("a/preprocess/t*.json"))
+    write_flags(plan, records, "a", tmp_path / "flags.tsv")
+    assert (tmp_path / "flags.tsv").read_text().splitlines()[1] == "raw\tall\tall\t\t2400\t19200\t0.125"
+    records[1].write_text("{")
+    with pytest.raises(UserError, match="flags of a: preprocess/t0001.json cannot be read"):
+        write_flags(plan, records, "a", tmp_path / "other.tsv")
+    assert not (tmp_path / "other.tsv").exists()
+
+
+def test_counts_that_do_not_fit_together_are_named(folder):
+    strange = record(2, "apply", 1e9)
+    strange["verified"]["flagged_after"]["counts"]["channels"] = [0]
+    (folder / "a/apply/t0002.json").write_text(json.dumps(strange))
+    assert "flag counts of apply/t0002 cannot be added (1 channels instead of 8)" in page_of(folder)
 
 
 def test_pauses_do_not_count_as_run_time():
@@ -254,48 +258,9 @@ def test_pauses_do_not_count_as_run_time():
     assert clock.since_start(1005.0) == 27.0
 
 
-@pytest.mark.parametrize("axes", [("time", "freq", "ant", "dir", "pol"), ("pol", "dir", "time", "ant", "freq")])
-def test_reads_axes_in_any_order(tmp_path, axes):
-    write_h5(tmp_path / "s.h5", axes=axes, kinds=("phase", "amplitude"))
-    amplitude, phase = h5parm.describe(tmp_path / "s.h5").solsets["sol000"]
-    with h5py.File(tmp_path / "s.h5") as file:
-        order = [axes.index(axis) for axis in ("dir", "time", "freq", "ant", "pol")]
-        stored = {kind: file[f"sol000/{kind}000/val"][:].transpose(order)[0] for kind in ("phase", "amplitude")}
-    found = plots.read_solutions(tmp_path / "s.h5", "sol000", amplitude)
-    np.testing.assert_allclose(found.values, np.median(stored["amplitude"], axis=1))
-    assert found.without == ("RS305",)
-    found = plots.read_solutions(tmp_path / "s.h5", "sol000", phase)
-    middle = stored["phase"][:, 1]
-    np.testing.assert_allclose(found.values, np.degrees(middle - middle[:, :1]), atol=1e-9)
-    assert "121.000 MHz" in found.note
-
-
-def test_flagged_solutions_are_left_out_and_a_dead_reference_is_replaced(tmp_path):
-    write_h5(tmp_path / "s.h5", dead=(0,))
-    with h5py.File(tmp_path / "s.h5", "a") as file:
-        file["sol000/phase000/weight"][2, :, 3] = 0
-    phase = h5parm.describe(tmp_path / "s.h5").solsets["sol000"][1]
-    found = plots.read_solutions(tmp_path / "s.h5", "sol000", phase)
-    assert "relative to CS002" in found.note
-    assert np.isnan(found.values[2, 3]).all()
-    assert np.isfinite(found.values[3, 3]).all()
-
-
 def test_other_kinds_are_drawn_too(folder):
     write_h5(folder / "a" / "solutions" / "gain.h5", kinds=("tec",), axes=("time", "ant", "dir", "freq"))
     assert "Tec of each station" in page_of(folder)
-
-
-def test_draws_many_stations_and_times_on_one_page():
-    rng = np.random.default_rng(2)
-    names = tuple(f"m{i:03d}" for i in range(62))
-    values = rng.normal(size=(5000, 62, 2))
-    solutions = plots.Solutions("amplitude", "", np.arange(5000.0), values, names, ("XX", "YY"), "")
-    picture = plots.draw_solutions(solutions, plots.Span(0, 5000, tuple(range(1, 5000, 10)), ((100, 200),)))
-    assert picture.width == 1100
-    assert picture.height < 1200
-    assert picture.light != picture.dark
-    assert len(picture.light) < 600_000
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,19 @@ def make_plan(**changes):
     return plan
 
 
+def test_flagging_steps_save_what_they_flagged_unless_the_user_says_otherwise():
+    plan = make_plan()
+    steps = {"a.type": "aoflagger", "b.type": "averager", "c.type": "preflagger", "c.count.save": "false"}
+    plan["runs"]["preprocess"]["parsets"][0] |= {"steps": "[a,b,c]"} | steps
+    parset = requests.chunk_request(plan, "preprocess", "t0000")["run"]["parsets"][0]
+    counts = {key: value for key, value in parset.items() if ".count." in key}
+    assert counts == {
+        "a.count.save": "true",
+        "a.count.path": ".",
+        "c.count.save": "false",
+    }
+
+
 def test_preprocess():
     request = requests.chunk_request(make_plan(), "preprocess", "t0001")
     assert request == {

@@ -7,6 +7,7 @@ import pytest
 from chunkcal import summary
 from chunkcal.cli import main
 from chunkcal.errors import UserError
+from flag_counts import flag_counts
 
 
 def make_run(out, fit, calibrated=True, exact=True):
@@ -20,7 +21,7 @@ def make_run(out, fit, calibrated=True, exact=True):
     (out / "plan" / "observations.json").write_text(json.dumps({"my obs": plan}))
     for stage in ("preprocess", "fit"):
         (out / "my obs" / stage).mkdir(parents=True)
-    flags = {f"flagged_{when}": {"total": f, "stations": {}} for when, f in (("before", 0.02), ("after", 0.05))}
+    flags = {f"flagged_{when}": flag_counts(f, {}) for when, f in (("before", 0.02), ("after", 0.05))}
     record = {"verified": {"n_rows": 10} | flags}
     (out / "my obs" / "preprocess" / "t0000.json").write_text(json.dumps(record))
     if fit:

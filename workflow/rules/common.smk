@@ -8,7 +8,7 @@ import subprocess
 import sys
 from functools import lru_cache
 
-from chunkcal import requests
+from chunkcal import requests, wsclean
 from chunkcal.cluster import client
 from chunkcal.config import load_schema, validate
 from chunkcal.errors import UserError
@@ -24,6 +24,8 @@ OUT = config["output_dir"].rstrip("/")
 CALIBRATE = config["calibrate"] is not None
 SOLVES = {solve["name"]: solve for solve in config["calibrate"]["solves"]} if CALIBRATE else {}
 BANDS = sorted({row["band_of"] for row in OBSERVATIONS.values()} - {None})
+IMAGE = config["image"]["enabled"]
+WSCLEAN = wsclean.find(config["image"]["command"]) is not None
 # Chunks that fit_chunk looks at, spread over the observation: enough for a figure, cheap beside the calibration.
 FIT_CHUNKS = 4
 
@@ -60,6 +62,12 @@ def fit_chunk_names(obs):
     names = chunk_names(obs)
     step = max(1, -(-len(names) // FIT_CHUNKS))
     return names[::step]
+
+
+def image_chunk_names(obs):
+    """Name the chunks, spread over the observation, that go into the quick-look images; without WSClean, none."""
+    names = chunk_names(obs) if WSCLEAN else []
+    return names[:: max(1, -(-len(names) // config["image"]["max_chunks"]))]
 
 
 def chunk_request(stage):

@@ -1,6 +1,6 @@
 """Write the page that a person looks at.
 
-In: the plan, the records of all chunks, the fits, the merged solutions. Out: report.html.
+In: the plan, the records of all chunks, the fits, the merged solutions and verdicts on them, the quick-look images. Out: report.html.
 """
 
 
@@ -24,7 +24,9 @@ rule write_report:
             for chunk in fit_chunk_names(obs)
         ],
         solutions=[final_solutions(obs, solve) for obs in OBSERVATIONS for solve in SOLVES],
+        quality=expand(rules.judge_quality.output, obs=OBSERVATIONS if CALIBRATE else []),
         ms=expand(rules.join_chunks.output, obs=OBSERVATIONS),
+        images=expand(rules.image_observation.output, obs=OBSERVATIONS if IMAGE else []),
     output:
         report(f"{OUT}/report.html", caption="../report/summary.rst"),
     log:

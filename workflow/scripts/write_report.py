@@ -11,5 +11,7 @@ with rule_log(snakemake.log[0]):
         solutions=snakemake.input.get("solutions", []),
         measurement_sets=snakemake.input.ms,
         settings=snakemake.params.settings,
+        quality=snakemake.input.get("quality", []),
+        images=snakemake.input.get("images", []),
         output=snakemake.output[0],
     )

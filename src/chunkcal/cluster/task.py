@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 from distributed import get_worker
 from distributed.core import Status
 
-from chunkcal import dp3, verify
+from chunkcal import dp3, flagsteps, verify
 from chunkcal.cluster import guard
 from chunkcal.cluster.state import read_json
 from chunkcal.dp3log import convergence
@@ -132,13 +132,12 @@ def _run_in(
             record["cpu_s"] += usage.get("cpu_s", 0.0)
             record["max_rss_kb"] = max(record["max_rss_kb"], usage.get("max_rss_kb", 0))
     verified = verify.verify_product(work, run, request["expect"])
-    if "solves" in verified:
-        with open(log_path, encoding="utf-8", errors="replace") as log:
-            log.seek(begin)
-            printed = convergence(log.read())
-        for name, found in verified["solves"].items():
-            found["convergence"] = printed.get(step_name(name))
+    printed = _printed(log_path, begin)
+    converged = convergence(printed)
+    for name, found in verified.get("solves", {}).items():
+        found["convergence"] = converged.get(step_name(name))
     record |= {"end": time.time(), "dp3_version": _version(tuple(command)), "verified": verified}
+    record["flag_steps"] = flagsteps.read_steps(printed, work)
     return {"product": str(work / run["product"]), "record": record}
 
 
@@ -207,6 +206,13 @@ def _memory_kills() -> int:
 @lru_cache
 def _version(command: tuple[str, ...]) -> str:
     return dp3.version(list(command))
+
+
+def _printed(log: str, start: int) -> str:
+    """Return what was added to a log after its first `start` bytes."""
+    with open(log, "rb") as stream:
+        stream.seek(start)
+        return stream.read().decode(errors="replace")
 
 
 def _tail(log: str) -> str:

@@ -74,7 +74,7 @@ DEFAULTS: dict[str, Limit] = {
     "array_delay_noise_s": Limit(None, None, "s"),
     # Largest jump at a seam in units of the station's ordinary steps. Ten thousand Gaussian ones reach 4, and the
     # ionosphere has longer tails. A solve that is chunked exactly has no seams, so 20 is a fault of ours.
-    "seam_jump": Limit(6.0, 20.0, "ordinary steps"),
+    "seam_jump": Limit(8.0, 20.0, "ordinary steps"),
     # Median jump over all seams and stations against the median ordinary step, 1 without seams.
     "seam_ratio": Limit(3.0, 6.0),
     # Noise of a chunk against the others, as a robust z: 5.5 is a noise 4 times as large where chunks are alike, 12

@@ -1,0 +1,124 @@
+"""Panels of all stations on one page.
+
+All panels are drawn into one set of axes, in inches of the page: sixty sets of axes take seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection, PolyCollection
+from matplotlib.ticker import MaxNLocator
+
+from chunkcal.plots.reading import Span
+from chunkcal.plots.style import WIDTH, Theme, time_unit
+
+MAX_SEAMS = 60  # lines per panel; more would hide the solutions and are left out
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Panels of the page, inches; (x, y) of a panel is its lower left corner."""
+
+    n: int
+    columns: int
+    width: float
+    height: float
+    top: float
+
+    left = 0.62
+    gap = (0.14, 0.26)
+    bottom = 0.5
+
+    @classmethod
+    def of(cls, n: int, stretch: float = 1.0) -> Layout:
+        """Lay out `n` panels, `stretch` times as high as usual."""
+        columns = min(n, 4 if n <= 12 else 6 if n <= 36 else 8)
+        width = (WIDTH - cls.left - 0.1 - (columns - 1) * cls.gap[0]) / columns
+        height = stretch * {4: 1.15, 6: 0.95, 8: 0.72}.get(columns, 1.3)
+        rows = -(-n // columns)
+        return cls(n, columns, width, height, cls.bottom + rows * (height + cls.gap[1]))
+
+    @property
+    def page(self) -> float:
+        """Height of the page with a line for the legend, inches."""
+        return self.top + 0.3
+
+    @property
+    def corners(self) -> np.ndarray:
+        """Lower left corners of all panels, (n, 2), inches."""
+        return np.array([self.corner(i) for i in range(self.n)])
+
+    def corner(self, i: int) -> tuple[float, float]:
+        """Lower left corner of one panel, inches."""
+        row, column = divmod(i, self.columns)
+        x = self.left + column * (self.width + self.gap[0])
+        return x, self.top - (row + 1) * (self.height + self.gap[1])
+
+
+def part_of(span: Span, times: np.ndarray | float) -> np.ndarray:
+    """Place times on the time axis: 0 at its start, 1 at its end."""
+    return (np.asarray(times) - span.start) / max(span.end - span.start, 1e-3)
+
+
+def draw_frames(axes: Axes, layout: Layout, span: Span, theme: Theme) -> None:
+    """Draw the ground of the panels, and gaps in the data."""
+    axes.add_collection(PolyCollection(_boxes(layout, 0.0, 1.0), facecolor=theme.panel, edgecolor="none", zorder=0))
+    draw_gaps(axes, layout, span, theme)
+
+
+def draw_gaps(axes: Axes, layout: Layout, span: Span, theme: Theme) -> None:
+    """Fill the times without data."""
+    gaps = [box for gap in span.gaps for box in _boxes(layout, *np.clip(part_of(span, gap), 0, 1))]
+    axes.add_collection(PolyCollection(gaps, facecolor=theme.gap, edgecolor="none"))
+
+
+def draw_edges(axes: Axes, layout: Layout, span: Span, theme: Theme, seam: str, width: float = 0.35) -> None:
+    """Draw the borders of the panels, and thin lines where chunks meet."""
+    shown = span.seams if len(span.seams) <= MAX_SEAMS else ()
+    places = layout.width * part_of(span, np.array(shown))
+    seams = [[(x + place, y), (x + place, y + layout.height)] for place in places for x, y in layout.corners]
+    axes.add_collection(LineCollection(seams, colors=seam, linewidths=width))
+    axes.add_collection(PolyCollection(_boxes(layout, 0.0, 1.0), facecolor="none", edgecolor=theme.line, lw=0.5))
+
+
+def _boxes(layout: Layout, start: float, end: float) -> list[list[tuple[float, float]]]:
+    a, b, h = layout.width * start, layout.width * end, layout.height
+    return [[(x + a, y), (x + b, y), (x + b, y + h), (x + a, y + h)] for x, y in layout.corners]
+
+
+def draw_titles(axes: Axes, layout: Layout, names: Sequence[str], without: Sequence[str], theme: Theme) -> None:
+    """Write the station above each panel, and say which have no solutions."""
+    size = 8 if layout.columns <= 6 else 7
+    for (x, y), name in zip(layout.corners, names, strict=True):
+        colour = theme.missing if name in without else theme.text
+        axes.text(x, y + layout.height + 0.04, name[:24], fontsize=size, color=colour, parse_math=False)
+        if name in without:
+            middle = (x + layout.width / 2, y + layout.height / 2)
+            axes.text(*middle, "no solutions", fontsize=size, color=colour, ha="center", va="center")
+
+
+def draw_value_ticks(axes: Axes, layout: Layout, labels: Sequence[tuple[float, str]], name: str, theme: Theme) -> None:
+    """Label the vertical axis of the leftmost panels: places from 0 to 1, and the quantity."""
+    for x, y in layout.corners[:: layout.columns]:
+        for place, label in labels:
+            at = (x - 0.06, y + layout.height * place)
+            axes.text(*at, label, ha="right", va="center", fontsize=7, color=theme.muted, parse_math=False)
+    axes.text(0.13, layout.top / 2, name, rotation=90, ha="center", va="center", fontsize=9, color=theme.text)
+
+
+def draw_time_ticks(axes: Axes, layout: Layout, span: Span, theme: Theme) -> None:
+    """Label the time axis of the lowest panels."""
+    length = max(span.end - span.start, 1e-3)
+    factor, unit = time_unit(length)
+    ticks = MaxNLocator(4 if layout.columns <= 6 else 3).tick_values(0, length / factor)
+    for x, y in layout.corners[-layout.columns :]:
+        for tick in ticks[(ticks >= 0) & (ticks * factor <= length)]:
+            part = tick * factor / length
+            side = "left" if part < 0.05 else "right" if part > 0.95 else "center"  # clear of the next panel's
+            at = (x + layout.width * part, y - 0.05)
+            axes.text(*at, f"{tick:g}", ha=side, va="top", fontsize=7, color=theme.muted)
+    axes.text(WIDTH / 2, 0.1, f"time since start ({unit})", ha="center", va="bottom", fontsize=9, color=theme.text)
