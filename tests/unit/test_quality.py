@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 
 from chunkcal.errors import UserError
 from chunkcal.quality import describe, judge
+from chunkcal.quality.limits import DEFAULTS
 from chunkcal.simulate.signal import TEC_PHASE
 
 START = 4871282393.0  # MJD s
@@ -388,3 +390,14 @@ def test_seams_outside_are_a_programming_error(tmp_path):
     gain, layout = case("meerkat", seed=3)
     with pytest.raises(ValueError, match="do not increase"):
         judged(tmp_path, tables_of(gain), **layout | {"seams": [10, 60]})
+
+
+def test_the_page_says_what_the_limits_are():
+    page = (Path(__file__).parents[2] / "docs/quality.md").read_text()
+    for name, limit in DEFAULTS.items():
+        if limit.warn is None:
+            assert name.removeprefix("array_") in page
+            continue
+        cells = next(line for line in page.splitlines() if line.startswith(f"| `{name}` |")).split("|")
+        assert float(cells[2].replace("below", "")) == limit.warn
+        assert (cells[3].strip() == "never") if limit.fail is None else (float(cells[3]) == limit.fail)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from chunkcal.simulate import Simulation, simulate
-from pipeline import assert_same_bits, columns, must_run, snakemake, solutions
+from pipeline import assert_same_bits, columns, jobs_of, must_run, snakemake, solutions
 from tiny_ms import DP3
 
 BANDS = {"low": 145e6, "high": 147e6}
@@ -91,7 +91,7 @@ def failing_dp3(tmp_path):
     """DP3 that fails to solve the third chunk of the low band."""
     script = tmp_path / "dp3.sh"
     script.write_text(
-        'case "$(grep -l ddecal "$1"):$(readlink in.ms)" in *:*/low/*t0002*) echo "did not work" >&2; exit 3;; esac\n'
+        'case "$(grep -l ddecal "$1"):$(readlink in.ms)" in parset*:*/low/*t0002*) echo "did not work" >&2; exit 3;; esac\n'
         f'exec "{sys.executable}" "{DP3}" "$@"\n'
     )
     return {"command": ["/bin/sh", str(script)]}
@@ -126,3 +126,20 @@ def test_a_bad_chunk_can_be_flagged(bands, finished, tmp_path, failing_dp3):
     cross = slots * 0 == 0
     assert flags[(slots >= 12) & (slots < 18) & cross].all()
     assert not flags[slots < 12].all()
+
+
+def test_solutions_that_fail_the_gate_are_not_applied(bands, tmp_path):
+    """Unless the user wants it; what was solved is not solved again."""
+    strict = {"limits": {"array_phase_noise_rad": {"warn": 1e-9, "fail": 1e-8}}}
+    done = snakemake(tmp_path, config(bands, quality=strict))
+    assert done.returncode != 0
+    line = next(line for line in done.stdout.splitlines() if line.startswith("chunkcal: FAIL"))
+    assert "array_phase_noise_rad" in line
+    assert line.endswith("quality.on_quality_fail: continue")
+    verdict = json.loads((tmp_path / "results/low/quality.json").read_text())
+    assert verdict["verdict"] == "fail"
+    assert not list(tmp_path.glob("results/*/*.ms"))
+    assert '<strong class="bad">fail</strong>' in (tmp_path / "results/report.html").read_text()
+    output = must_run(tmp_path, config(bands, quality=strict | {"on_quality_fail": "continue"}))
+    assert "calibrate_chunk" not in jobs_of(output)
+    assert (tmp_path / "results/low/low.ms").exists()
