@@ -91,7 +91,8 @@ def failing_dp3(tmp_path):
     """DP3 that fails to solve the third chunk of the low band."""
     script = tmp_path / "dp3.sh"
     script.write_text(
-        'case "$(grep -l ddecal "$1"):$(readlink in.ms)" in parset*:*/low/*t0002*) echo "did not work" >&2; exit 3;; esac\n'
+        'case "$(grep -l ddecal "$1"):$(readlink in.ms)" in\n'
+        'parset*:*/low/*t0002*) echo "did not work" >&2; exit 3;; esac\n'
         f'exec "{sys.executable}" "{DP3}" "$@"\n'
     )
     return {"command": ["/bin/sh", str(script)]}
