@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
+import math
 from collections.abc import Iterator
 from copy import deepcopy
 from pathlib import Path
@@ -11,7 +11,9 @@ from typing import Any
 import yaml
 from jsonschema import Draft202012Validator, ValidationError, validators
 
-from chunkcal.errors import UserError
+from chunkcal import parameters, stepschemas
+from chunkcal.errors import UserError, near_miss, refuse_braces
+from chunkcal.steps import parse_steps
 
 CHUNK_LENGTHS = ("length", "duration_s", "n_slots", "count")
 
@@ -40,7 +42,7 @@ def validate(config: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
     if not problems:
         problems = _check_meaning(config)
     if problems:
-        raise UserError("configuration: " + "\nconfiguration: ".join(dict.fromkeys(problems)))
+        raise UserError(*(f"configuration: {problem}" for problem in dict.fromkeys(problems)))
     return config
 
 
@@ -54,8 +56,8 @@ def _allows_string(spec: dict[str, Any]) -> bool:
 def _from_yaml(key: str, text: str) -> Any:
     try:
         return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"configuration: {key}: {text!r} is not valid YAML: {error}") from error
+    except (ValueError, RecursionError, yaml.YAMLError) as error:  # dates that are none are ValueErrors
+        raise UserError(f"configuration: {key}: {text!r} is not valid YAML: {' '.join(str(error).split())}") from None
 
 
 def _filler(schema: dict[str, Any]) -> Draft202012Validator:
@@ -76,7 +78,12 @@ def _filler(schema: dict[str, Any]) -> Draft202012Validator:
                     instance[key] = {}
         yield from check_properties(validator, properties, instance, parent)
 
-    return validators.extend(Draft202012Validator, {"properties": fill_and_check})(schema)
+    finite = Draft202012Validator.TYPE_CHECKER.redefine("number", _is_finite_number)
+    return validators.extend(Draft202012Validator, {"properties": fill_and_check}, type_checker=finite)(schema)
+
+
+def _is_finite_number(checker: Any, value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _number(text: str, spec: dict[str, Any]) -> Any:
@@ -95,17 +102,12 @@ def _describe(error: ValidationError) -> str:
     if error.validator == "additionalProperties":
         known = error.schema.get("properties", {})
         return "; ".join(
-            f"{f'{where}.' if where else ''}{key}: no such key{_suggest(key, known)}"
+            f"{f'{where}.' if where else ''}{key}: no such key{near_miss(key, known, 'known keys:')}"
             for key in error.instance
             if key not in known
         )
     hint = error.schema.get("description") if isinstance(error.schema, dict) else None
     return f"{where or 'top level'}: {error.message}" + (f" ({hint})" if hint else "")
-
-
-def _suggest(key: Any, known: dict[str, Any]) -> str:
-    near = difflib.get_close_matches(str(key), list(known), n=1)
-    return f"; did you mean {near[0]}?" if near else f"; known keys: {', '.join(known)}"
 
 
 def _check_meaning(config: dict[str, Any]) -> list[str]:
@@ -119,4 +121,53 @@ def _check_meaning(config: dict[str, Any]) -> list[str]:
         problems.append("cluster: backend existing and address go together; give both or neither")
     if config["cluster"]["backend"] == "ssh" and not config["cluster"]["ssh"]["hosts"]:
         problems.append("cluster.ssh.hosts: empty, but backend ssh runs DP3 there and nowhere else; name the hosts")
+    try:
+        refuse_braces("output_dir", config["output_dir"])
+    except UserError as error:
+        problems += error.lines
+    return problems + _check_steps(config)
+
+
+def _check_steps(config: dict[str, Any]) -> list[str]:
+    """Check the parameters of DP3 steps, after reading those that lie in a file of their own."""
+    section = config["preprocess"]
+    allow_unknown = section["allow_unknown_step_parameters"]
+    problems: list[str] = []
+    try:
+        if section["file"] is not None:
+            steps = read_steps(section["file"])
+            if section["steps"] not in ([], steps):
+                raise UserError("preprocess: file and steps are both given; give one of them")
+            section["steps"] = steps
+        parse_steps(section["steps"], allow_unknown)
+    except UserError as error:
+        problems += error.lines
+    for solve in config["calibrate"]["solves"] if config["calibrate"] else ():
+        where = f"calibrate.solves, solve {solve['name']}: extra"
+        try:
+            stepschemas.check_step("ddecal", parameters.flatten(where, solve["extra"]), where, allow_unknown)
+        except UserError as error:
+            problems += error.lines
     return problems
+
+
+def read_steps(path: str) -> list[Any]:
+    """Read the step list of a file as ska-sdp-batch-preprocess takes it: YAML with the one key `steps`.
+
+    Raises
+    ------
+    UserError
+        It cannot be read, or is something else.
+    """
+    where = f"preprocess.file: {path}"
+    try:
+        found = yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(
+            f"{where} cannot be read ({error.strerror}); it should be a YAML file with the key steps"
+        ) from None
+    except (UnicodeDecodeError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise UserError(f"{where} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(found, dict) or set(found) != {"steps"} or not isinstance(found["steps"], list):
+        raise UserError(f"{where} should hold the key steps with a list of steps, and nothing else")
+    return found["steps"]

@@ -301,6 +301,7 @@ def strategy_file(telescope: str, command_is_users: bool = False) -> Path | None
 
 
 _HINTS = (
+    (("bucketcache::",), "the MeasurementSet is damaged or incomplete; copy it again"),
     (("no space left on device", "disk quota exceeded", "error 28"), "the disk is full"),
     (("bad_alloc", "cannot allocate memory", "out of memory", "oom-kill"), "out of memory"),
     (("unused parset keywords found",), "a parameter is unknown to DP3, see 'not used' in the log"),
@@ -331,6 +332,17 @@ def describe_failure(returncode: int, log_tail: str) -> str:
         text = f"DP3 ended with exit status {returncode}"
     reason = _last_message(log_tail)
     return text + (f" ({'; '.join(hints)})" if hints else "") + (f": {reason}" if reason else "")
+
+
+def without_tracebacks(lines: Sequence[str]) -> list[str]:
+    """Leave out the Python tracebacks that the wheel puts around DP3's own message."""
+    kept: list[str] = []
+    inside = False
+    for line in lines:
+        inside = line.startswith("Traceback (most recent call last)") or (inside and line[:1] in ("", " "))
+        if not inside:
+            kept.append(line)
+    return kept
 
 
 def _last_message(log_tail: str) -> str:

@@ -206,6 +206,7 @@ def applycal_keys(
     direction: str | None = None,
     interpolation: str | None = None,
     invert: bool = True,
+    stations: Sequence[str] | None = None,
 ) -> dict[str, str]:
     """Keys with which DP3's applycal applies all that an h5parm holds.
 
@@ -225,6 +226,8 @@ def applycal_keys(
         Belongs here because DP3 reads it from each sub-step and takes it for an unused key beside `steps`.
     invert : bool
         As the step's `invert`: False corrupts, and then the order of the sub-steps is the opposite one.
+    stations : sequence of str, optional
+        Names of the data's stations, which all must have solutions; not looked at if not given.
 
     Returns
     -------
@@ -238,6 +241,7 @@ def applycal_keys(
         The file can be read in more than one way, or in none that DP3 applies correctly.
     """
     tables = _applicable(path, solset)
+    _refuse_other_stations(tables, stations or (), path)
     prefix = prefix.removesuffix(".") + "."
     keys = {prefix + "solset": solset} if solset else {}
     if direction is not None:
@@ -319,6 +323,17 @@ def _refuse_ambiguous_combinations(tables: Mapping[str, Soltab], path: str | os.
     if "rotation" in tables and max(lengths.values()) > 1 and not tables["rotation"].by_dp3:
         reason = f"the order of {', '.join(names.values())} matters and is unknown, since DP3 did not solve for them"
         raise _refusal(path, reason, "write the sub-steps of applycal yourself, the one to undo first in front")
+
+
+def _refuse_other_stations(tables: Mapping[str, Soltab], stations: Sequence[str], path: str | os.PathLike) -> None:
+    for table in tables.values():
+        missing = [station for station in stations if table.antennas and station not in table.antennas]
+        if missing:
+            raise _refusal(
+                path,
+                f"{table.name} has no solutions for {len(missing)} of the {len(stations)} stations ({missing[0]}, ...)",
+                "give the file of this array, or set `missingantennabehavior` to flag or unit",
+            )
 
 
 def _refuse_other_directions(tables: Mapping[str, Soltab], direction: str | None, path: str | os.PathLike) -> None:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import glob
 import os
 import re
-from pathlib import Path
 from typing import Any
 
-from chunkcal.errors import UserError
+from chunkcal.errors import UserError, refuse_braces
 
 MAGIC = re.compile(r"[*?\[]")
 
@@ -26,7 +25,7 @@ def resolve_observations(config: dict[str, Any]) -> list[dict[str, str | None]]:
     Raises
     ------
     UserError
-        Nothing given, nothing found, both `input` and `observations` given, or two MSs with the same name.
+        Nothing given, nothing found, a path that no workflow can have, or two MSs with the same name.
     """
     if config["observations"] is not None:
         rows = _from_sheet(config["observations"])
@@ -37,6 +36,7 @@ def resolve_observations(config: dict[str, Any]) -> list[dict[str, str | None]]:
     observations: dict[str, dict[str, str | None]] = {}
     for row in rows:
         ms = os.path.normpath(row["ms"])
+        refuse_braces("input", ms)
         obs = row.get("obs") or observation_name(ms)
         if obs in observations:
             raise UserError(
@@ -47,8 +47,26 @@ def resolve_observations(config: dict[str, Any]) -> list[dict[str, str | None]]:
         if model is not None:
             model = model.replace("{obs}", obs).replace("{ms_dir}", os.path.dirname(ms) or ".")
             model = os.path.normpath(os.path.join(base, os.path.expanduser(model)))
+            refuse_braces("calibrate.sky_model", model)
         observations[obs] = {"obs": obs, "ms": ms, "sky_model": model, "band_of": row.get("band_of") or None}
     return list(observations.values())
+
+
+def refuse_output_dir(path: str) -> None:
+    """Refuse a folder that cannot be made or written to, before anything is.
+
+    Raises
+    ------
+    UserError
+        A part of the path is no folder, or the user may not write there.
+    """
+    place = os.path.abspath(path)
+    while not os.path.lexists(place) and os.path.dirname(place) != place:
+        place = os.path.dirname(place)
+    if not os.path.isdir(place):
+        raise UserError(f"output_dir: {path} cannot be a folder, because {place} is none; choose another one")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise UserError(f"output_dir: {place} cannot be written to; choose another folder, or see to it that you may")
 
 
 def observation_name(ms: str) -> str:
@@ -77,9 +95,17 @@ def _expand(patterns: str | list[str]) -> list[str]:
 def _from_sheet(path: str) -> list[dict[str, str]]:
     import pandas as pd  # 0.4 s, paid only by runs with a sample sheet
 
-    if not Path(path).is_file():
+    if not os.path.isfile(path):
         raise UserError(f"observations: {path} does not exist; it should be a tab-separated file with a column ms")
-    table = pd.read_csv(path, sep="\t", dtype=str, comment="#", keep_default_na=False, skipinitialspace=True)
+    try:
+        table = pd.read_csv(path, sep="\t", dtype=str, comment="#", keep_default_na=False, skipinitialspace=True)
+    except (OSError, ValueError) as error:  # pandas' own errors are ValueErrors
+        reason = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
+        raise UserError(
+            f"observations: {path} cannot be read ({reason}); it should be a tab-separated file with a column ms"
+        ) from None
+    if not isinstance(table.index, pd.RangeIndex):  # pandas takes the surplus for names of rows, and shifts the rest
+        raise UserError(f"observations: {path} has lines with more values than the {len(table.columns)} columns")
     unknown = set(table.columns) - {"obs", "ms", "sky_model", "band_of"}
     if "ms" not in table.columns or unknown:
         raise UserError(

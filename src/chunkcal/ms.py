@@ -170,9 +170,13 @@ def read_observation(
 @contextmanager
 def _opened(path: str) -> Iterator[ct.table]:
     """Open a table that is only read; what casacore cannot read in it is the user's to put right."""
-    if not os.path.isdir(path):
-        raise UserError(f"{path} does not exist, or is not a folder; give the path of a MeasurementSet")
-    if not os.path.isfile(f"{path}/table.dat"):
+    try:
+        files = os.listdir(path)
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        raise UserError(f"{path} does not exist, or is not a folder; give the path of a MeasurementSet") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be opened: {error.strerror}; see to it that you may read it") from None
+    if "table.dat" not in files:
         raise UserError(f"{path} is not a MeasurementSet: there is no table.dat in it")
     try:
         table = ct.table(path, ack=False, lockoptions="usernoread")
@@ -181,7 +185,7 @@ def _opened(path: str) -> Iterator[ct.table]:
     try:
         yield table
     except RuntimeError as error:
-        raise UserError(f"{path} cannot be read: {_line(error)}") from None
+        raise UserError(f"{path} cannot be read: {_line(error)}; if it is damaged, copy it again") from None
     finally:
         table.close()
 

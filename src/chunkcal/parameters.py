@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from chunkcal import dp3
-from chunkcal.errors import UserError
+from chunkcal.errors import UserError, refuse_braces
 from chunkcal.skymodel import read_patches
 
 # Last part of the keys of DP3 6.6 that name files or folders to read; docs/schemas and the readers in steps/.
@@ -211,7 +211,8 @@ def find_file(where: str, value: str, base: str | os.PathLike | None, command_is
     """
     folder = Path(os.path.abspath(base or "."))
     path = Path(os.path.abspath(folder / os.path.expanduser(value)))
-    if path.exists():
+    if os.path.exists(path):  # Path.exists raises for a name that is too long
+        refuse_braces(where, str(path))
         if path.is_file() and path.suffix in SKY_MODELS and where.endswith(("sourcedb", "skymodel")):
             read_patches(path)
         return path
@@ -220,7 +221,7 @@ def find_file(where: str, value: str, base: str | os.PathLike | None, command_is
             return None
         strategies = dp3.strategies_dir()
         for name in (value, f"{value}.lua"):
-            if strategies and "/" not in name and (strategies / name).is_file():
+            if strategies and "/" not in name and os.path.isfile(strategies / name):
                 return strategies / name
     hint = "" if os.path.isabs(value) else f"; relative paths are looked up in {folder} (extra_inputs_dir)"
     raise UserError(f"{where}: {path} does not exist{hint}")

@@ -77,7 +77,8 @@ def make_plan(observations: Sequence[Mapping[str, Any]], sections: Mapping[str, 
         With everything that DP3 would only say chunk by chunk, or not at all.
     """
     limits_from((sections.get("quality") or {}).get("limits") or {})  # refuses what is wrong, before anything runs
-    pipeline = parse_steps((sections.get("preprocess") or {}).get("steps") or [])
+    preprocess = sections.get("preprocess") or {}
+    pipeline = parse_steps(preprocess.get("steps") or [], preprocess.get("allow_unknown_step_parameters", False))
     command = dp3.find_command((sections.get("dp3") or {}).get("command", "auto"))
     command_is_users = not dp3.is_wheel(command)
     return Plan({entry["obs"]: plan_observation(entry, pipeline, sections, command_is_users) for entry in observations})

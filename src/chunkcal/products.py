@@ -212,7 +212,7 @@ def opened(path: str | os.PathLike) -> Iterator[ct.table]:
     if not (Path(path) / "table.dat").is_file():
         raise ProductError(f"{path} is not a table: there is no table.dat in it")
     with _readable(path, "table.dat"):
-        table = ct.table(str(path), ack=False)
+        table = ct.table(str(path), ack=False, lockoptions="usernoread")  # else a lock on it is waited for
     try:
         with _readable(path, "a part"):
             yield table

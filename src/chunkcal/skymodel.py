@@ -63,7 +63,7 @@ def read_patches(path: str | os.PathLike) -> SkyModel:
     try:
         with open(path, encoding="utf-8") as stream:
             lines = stream.read().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not a text file"
         raise UserError(
             f"sky model {path} cannot be read ({reason}); it should be a text file as makesourcedb reads"

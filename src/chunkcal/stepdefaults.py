@@ -114,7 +114,8 @@ def channels_after(pipeline: Pipeline, observation: Observation) -> Channels:
             n = _channel_step(step, observation.channel_width_hz * channels.factor)
             n = min(n, channels.n or n)
             if channels.n is not None and channels.n % n:
-                raise UserError(f"{step.name}: {channels.n} channels cannot be averaged by {n}; DP3 wants a divisor")
+                where = f"preprocess.steps: {step.name}"
+                raise UserError(f"{where}: {channels.n} channels cannot be averaged by {n}; DP3 wants a divisor")
             channels = Channels(channels.n and channels.n // n, channels.factor * n)
     return channels
 
@@ -136,7 +137,9 @@ def _channel_step(step: Step, width_hz: float) -> int:
     try:
         resolution = float(match.group(1)) * {"k": 1e3, "M": 1e6, "G": 1e9}.get((match.group(2) or "H")[0], 1.0)
     except (AttributeError, ValueError):
-        raise UserError(f"{step.name}: freqresolution {text!r} is no frequency; write 48.8kHz or 48800") from None
+        raise UserError(
+            f"preprocess.steps: {step.name}: freqresolution {text!r} is no frequency; write 48.8kHz or 48800"
+        ) from None
     if resolution > 0:
         return max(1, int(resolution / width_hz + 0.5))
     return max(1, chunkrules.integer(step.parameters, "freqstep", 1))

@@ -7,16 +7,17 @@ private folder of each run, so that no path reaches the parset.
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from chunkcal import chunkrules, dp3, parameters
+from chunkcal import chunkrules, dp3, parameters, stepschemas
 from chunkcal.chunkrules import STEP_TYPES, Unit
-from chunkcal.errors import UserError
-from chunkcal.ms import Observation
+from chunkcal.errors import UserError, near_miss
+
+if TYPE_CHECKING:  # the configuration is checked in processes that shall not pay for importing casacore
+    from chunkcal.ms import Observation
 
 # Names as people write them, for messages.
 _PRETTY = {"aoflagger": "AOFlagger", "applycal": "ApplyCal", "ddecal": "DDECal", "msin": "MsIn", "msout": "MsOut"}
@@ -85,7 +86,7 @@ def _given(observation: Observation) -> chunkrules.Input:
     return chunkrules.Input(observation.interval_s, observation.n_slots, observation.grid_is_exact)
 
 
-def parse_steps(steps: Sequence[Any]) -> Pipeline:
+def parse_steps(steps: Sequence[Any], allow_unknown: bool = False) -> Pipeline:
     """Read a step list.
 
     Parameters
@@ -93,19 +94,27 @@ def parse_steps(steps: Sequence[Any]) -> Pipeline:
     steps
         ``{Name: {parameter: value}}``, ``{Name: None}`` or ``Name``, in order. A step with a parameter ``type`` may
         have any name, by which other steps can refer to it.
+    allow_unknown
+        Let parameters pass that DP3 6.6 does not have.
 
     Raises
     ------
     UserError
-        A step that DP3 does not have, that has no place in time chunks, or a parameter that is the pipeline's own.
+        A step that DP3 does not have, that has no place in time chunks, a parameter that is the pipeline's own, or all
+        parameters that do not exist or have a value of the wrong type.
     """
     ends: dict[str, Mapping[str, Any]] = {}
     result: list[Step] = []
+    problems: list[str] = []
     for number, entry in enumerate(steps, start=1):
         name, values = _entry(entry, number)
         where = f"preprocess.steps, step {number} ({name})"
         flat = parameters.flatten(where, values)
         step_type = _step_type(where, name, flat)
+        try:
+            stepschemas.check_step(step_type, flat, where, allow_unknown)
+        except UserError as error:
+            problems += error.lines
         if step_type in ("msin", "msout") and name.lower() == step_type:
             if step_type in ends:
                 raise UserError(f"{where}: there is a second {_PRETTY[step_type]}; put all its parameters into one")
@@ -118,6 +127,8 @@ def parse_steps(steps: Sequence[Any]) -> Pipeline:
         if step_type in REFUSED:
             raise UserError(f"{where}: not possible in time chunks: {REFUSED[step_type]}; remove the step")
         result.append(Step(name, step_type, _prefix(where, name, step_type, flat, result), flat))
+    if problems:
+        raise UserError(*problems)
     return Pipeline(ends.get("msin", {}), ends.get("msout", {}), tuple(result))
 
 
@@ -128,7 +139,10 @@ def _entry(entry: Any, number: int) -> tuple[str, Mapping[str, Any] | None]:
         name, values = next(iter(entry.items()))
         if isinstance(name, str) and (values is None or isinstance(values, Mapping)):
             return name.strip(), values
-    raise UserError(f"preprocess.steps, step {number}: {entry!r} is not {{Step: {{parameter: value}}}}")
+    hint = ""
+    if isinstance(entry, Mapping) and len(entry) > 1 and next(iter(entry.values())) is None:
+        hint = f"; indent the parameters of {next(iter(entry))} by two more blanks"
+    raise UserError(f"preprocess.steps, step {number}: {entry!r} is not {{Step: {{parameter: value}}}}{hint}")
 
 
 def _step_type(where: str, name: str, flat: dict[str, Any]) -> str:
@@ -136,9 +150,8 @@ def _step_type(where: str, name: str, flat: dict[str, Any]) -> str:
     wanted = str(flat.pop("type", "")).lower() or name.lower().rstrip("0123456789")
     if wanted in STEP_TYPES:
         return STEP_TYPES[wanted]
-    near = difflib.get_close_matches(wanted, STEP_TYPES, n=1)
-    hint = f"; did you mean {_PRETTY.get(near[0], near[0])}?" if near else f"; DP3 has: {', '.join(STEP_TYPES)}"
-    raise UserError(f"{where}: DP3 has no step {wanted!r}{hint}")
+    known = [_PRETTY.get(step_type, step_type) for step_type in STEP_TYPES]
+    raise UserError(f"{where}: DP3 has no step {wanted!r}{near_miss(wanted, known, 'DP3 has:')}")
 
 
 def _refuse_own(where: str, flat: Mapping[str, Any], own: Mapping[str, str]) -> None:
@@ -200,21 +213,31 @@ def preprocess_run(
     links = {"in.ms": observation.ms}
     notes: list[str] = []
     for key, value in pipeline.ms_in.items():
-        parset[f"msin.{key}"] = parameters.value_text(f"MsIn: {key}", value)
+        parset[f"msin.{key}"] = _text("preprocess.steps: MsIn", key, value)
     parset |= {"msout": "out.ms", "steps": "[" + ",".join(step.prefix for step in pipeline.steps) + "]"}
     for step in pipeline.steps:
         values, own_links, own_notes = _resolved(step, observation, extra_inputs_dir, command_is_users)
         if step.type == "applycal":
-            values = _applycal(step, values, own_links, applycal_keys)
+            stations = None if _changes_stations(pipeline, step, values) else observation.stations
+            values = _applycal(step, values, own_links, stations, applycal_keys)
         parset[f"{step.prefix}.type"] = step.type
         for key, value in values.items():
-            parset[f"{step.prefix}.{key}"] = parameters.value_text(f"{step.name}: {key}", value)
+            parset[f"{step.prefix}.{key}"] = _text(f"preprocess.steps: {step.name}", key, value)
         links |= own_links
         notes += own_notes
     for key, value in pipeline.ms_out.items():
-        parset[f"msout.{key}"] = parameters.value_text(f"MsOut: {key}", value)
-    dp3.parset_text(parset)  # what cannot be written is said here, not by every chunk
+        parset[f"msout.{key}"] = _text("preprocess.steps: MsOut", key, value)
     return {"parsets": [parset], "links": links, "product": "out.ms", "notes": notes}
+
+
+def _text(where: str, key: str, value: Any) -> str:
+    """Write a value for DP3; what no parset can hold is said here, not by every chunk."""
+    text = parameters.value_text(f"{where}: {key}", value)
+    try:
+        dp3.parset_text({key: text})
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+    return text
 
 
 def _resolved(
@@ -228,17 +251,25 @@ def _resolved(
         if strategy is not None:
             values["strategy"] = str(strategy)
     values, links, notes = parameters.link_files(
-        step.name, step.type, step.prefix, values, extra_inputs_dir, command_is_users
+        f"preprocess.steps: {step.name}", step.type, step.prefix, values, extra_inputs_dir, command_is_users
     )
     if step.type == "demixer" and "instrumentmodel" not in step.parameters:
         notes = []
     return values, links, notes
 
 
+def _changes_stations(pipeline: Pipeline, step: Step, values: Mapping[str, Any]) -> bool:
+    """Tell whether the stations that reach a step may be others than those of the observation, or need no solutions."""
+    before = pipeline.steps[: pipeline.steps.index(step)]
+    lenient = str(values.get("missingantennabehavior", "error")).lower() != "error"
+    return lenient or any(other.type in ("filter", "stationadder") for other in before)
+
+
 def _applycal(
     step: Step,
     values: dict[str, Any],
     links: Mapping[str, str],
+    stations: Sequence[str] | None,
     applycal_keys: Callable[..., dict[str, str]] | None,
 ) -> dict[str, Any]:
     """Say how to apply an h5parm, unless the user did; hand down what DP3's sub-steps do not inherit."""
@@ -253,6 +284,7 @@ def _applycal(
             step.prefix,
             **{key: str(value) for key, value in options.items() if value is not None},
             invert=chunkrules.boolean(values, "invert", True),
+            stations=stations,
         )
         values |= {key.removeprefix(f"{step.prefix}."): value for key, value in keys.items()}
     steps = values.get("steps")

@@ -159,3 +159,16 @@ def test_failures_in_one_line(status, tail, words):
     assert "\n" not in text
     for word in words:
         assert word in text
+
+
+def test_tracebacks_of_the_wheel_are_left_out():
+    lines = [
+        "Processing",
+        "Traceback (most recent call last):",
+        '  File "DP3.py", line 8, in <module>',
+        "    sys.exit(entrypoint())",
+        "RuntimeError: BucketCache::getBucket: bucket 2 exceeds nr of buckets",
+        "  an indented line",
+    ]
+    assert dp3.without_tracebacks(lines) == [lines[0], *lines[4:]]
+    assert "damaged or incomplete; copy it again" in dp3.describe_failure(1, "\n".join(lines))

@@ -188,6 +188,16 @@ def test_wrong_direction_and_solset(tmp_path):
         h5parm.applycal_keys(path, "ac", "sol7")
 
 
+def test_stations_without_solutions(tmp_path):
+    path = write(tmp_path / "a.h5")
+    known = h5parm.describe(path).solsets["sol000"][0].antennas
+    assert h5parm.applycal_keys(path, "ac", stations=known[:1]) == h5parm.applycal_keys(path, "ac")
+    with pytest.raises(
+        UserError, match=r"no solutions for 2 of the 3 stations \(X1, ...\); give the file of this array"
+    ):
+        h5parm.applycal_keys(path, "ac", stations=["X1", known[0], "X2"])
+
+
 # ---- DP3 itself -----------------------------------------------------------------------------------------
 
 

@@ -1,7 +1,7 @@
 import pytest
 
 from chunkcal.errors import UserError
-from chunkcal.inputs import observation_name, resolve_observations
+from chunkcal.inputs import observation_name, refuse_output_dir, resolve_observations
 
 CALIBRATE = {"sky_model": "{ms_dir}/{obs}.skymodel", "solves": []}
 
@@ -70,9 +70,30 @@ def test_bad_sheets(tmp_path, text, words):
         resolve_observations(config(observations=str(sheet)))
 
 
+@pytest.mark.parametrize("content", [b"", b"\x89HDF\r\n\x1a\n\xff", b"ms\tobs\na\tb\tc\n", b'ms\n"a'])
+def test_files_that_are_no_sheet(tmp_path, content):
+    sheet = tmp_path / "o.tsv"
+    sheet.write_bytes(content)
+    with pytest.raises(UserError, match=r"observations: .*o\.tsv"):
+        resolve_observations(config(observations=str(sheet)))
+
+
+@pytest.mark.parametrize("name", ["none.tsv", "x" * 300, "\0", ""])
+def test_no_sheet(tmp_path, name):
+    with pytest.raises(UserError, match="observations: .* does not exist"):
+        resolve_observations(config(observations=str(tmp_path / "dir" / name)))
+
+
 def test_same_name_twice_is_refused_with_both_paths(tmp_path):
     with pytest.raises(UserError, match=r"/x/a\.ms and /y/a\.MS"):
         resolve_observations(config(input=["/x/a.ms", "/y/a.MS"]))
+
+
+def test_braces_are_left_to_workflows():
+    with pytest.raises(UserError, match=r"input: /x/a\{1\}\.ms has braces"):
+        resolve_observations(config(input="/x/a{1}.ms"))
+    with pytest.raises(UserError, match=r"calibrate.sky_model: /x/\{day\}\.txt has braces"):
+        resolve_observations(config(input="/x/a.ms", calibrate=CALIBRATE | {"sky_model": "{ms_dir}/{day}.txt"}))
 
 
 def test_nothing_found(tmp_path):
@@ -80,3 +101,16 @@ def test_nothing_found(tmp_path):
         resolve_observations(config(input=str(tmp_path / "*.ms")))
     with pytest.raises(UserError, match="no input"):
         resolve_observations(config())
+
+
+def test_folders_that_products_cannot_go_to(tmp_path, monkeypatch):
+    refuse_output_dir(str(tmp_path / "new/folder"))
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "file").write_text("")
+    (tmp_path / "broken").symlink_to("nowhere")
+    for name in ("file", "file/results", "broken"):
+        with pytest.raises(UserError, match=f"output_dir: .*{name} cannot be a folder, because .* is none"):
+            refuse_output_dir(str(tmp_path / name))
+    monkeypatch.setattr("os.access", lambda path, mode: path != str(tmp_path))
+    with pytest.raises(UserError, match=f"output_dir: {tmp_path} cannot be written to"):
+        refuse_output_dir(str(tmp_path / "results"))

@@ -118,3 +118,9 @@ def test_nothing_is_written_outside(tmp_path):
         assert links == {}
         assert len(notes) == 1
     assert link(tmp_path, "preflagger", {"count.save": True, "count.path": "/x"})[0]["count.path"] == "."
+
+
+@pytest.mark.parametrize("name", ["none.h5", "x" * 300, "\0", "a/" * 3000])
+def test_files_that_do_not_exist(tmp_path, name):
+    with pytest.raises(UserError, match="Step: parmdb: .* does not exist"):
+        link(tmp_path, "applycal", {"parmdb": name})

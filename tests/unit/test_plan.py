@@ -108,7 +108,8 @@ def test_inexact_steps(entry):
         ([{"Averager": {"freqstep": 3}}], {}, "divisor"),
         ([{"ApplyCal": {"parmdb": "none.h5"}}], None, "does not exist"),
         ([{"MsIn": {"datacolumn": "X_DATA"}}], None, "no column X_DATA"),
-        ([{"MsIn": {"band": "one"}}], None, "spectral window"),
+        ([{"MsIn": {"band": 1}}], None, "spectral window"),
+        ([{"MsIn": {"band": "one"}}], None, "whole number"),
     ],
 )
 def test_mistakes_are_said_here(entry, steps, solve, words):

@@ -106,6 +106,6 @@ def test_a_model_that_cannot_be_meant(tmp_path, text, words):
 def test_a_file_that_cannot_be_read(tmp_path):
     binary = tmp_path / "b.skymodel"
     binary.write_bytes(b"\x89HDF\r\n\xff\xfe")
-    for path in (tmp_path / "none.txt", binary, tmp_path):
+    for path in (tmp_path / "none.txt", binary, tmp_path, tmp_path / "\0", tmp_path / ("x" * 300)):
         with pytest.raises(UserError, match="cannot be read"):
             read_patches(path)

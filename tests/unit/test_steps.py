@@ -139,7 +139,7 @@ def test_step_lists_that_cannot_be_meant(steps, words):
 
 
 def test_values_that_no_parset_can_hold():
-    with pytest.raises(UserError, match="preflagger1.baseline"):
+    with pytest.raises(UserError, match="PreFlagger: baseline"):
         run({"PreFlagger": {"baseline": "two\nlines"}})
 
 
@@ -248,7 +248,8 @@ def two_tables(path, prefix, **options):
 def test_applycal_asks_what_the_file_holds(h5parm):
     values = {"parmdb": h5parm.name, "interpolation": "linear", "invert": False, "updateweights": True, "solset": "s"}
     done = run({"ApplyCal": values}, extra_inputs_dir=str(h5parm.parent), applycal_keys=two_tables)
-    assert two_tables.asked == (str(h5parm), "applycal1", {"interpolation": "linear", "solset": "s", "invert": False})
+    options = {"interpolation": "linear", "solset": "s", "invert": False, "stations": OBSERVATION.stations}
+    assert two_tables.asked == (str(h5parm), "applycal1", options)
     assert done["links"]["applycal1-parmdb.h5"] == str(h5parm)
     parset = {key: value for key, value in done["parsets"][0].items() if key.startswith("applycal1.")}
     assert parset == {
@@ -260,6 +261,12 @@ def test_applycal_asks_what_the_file_holds(h5parm):
         "applycal1.amp.correction": "a",
         "applycal1.phase.correction": "p",
     }
+
+
+def test_stations_that_need_no_solutions(h5parm):
+    for before, values in (([{"Filter": {"remove": True}}], {}), ([], {"missingantennabehavior": "Flag"})):
+        run(*before, {"ApplyCal": {"parmdb": str(h5parm)} | values}, applycal_keys=two_tables)
+        assert two_tables.asked[2]["stations"] is None
 
 
 def test_applycal_follows_the_user(h5parm):

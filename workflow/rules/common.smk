@@ -12,11 +12,12 @@ from chunkcal import requests, wsclean
 from chunkcal.cluster import client
 from chunkcal.config import load_schema, validate
 from chunkcal.errors import UserError
-from chunkcal.inputs import resolve_observations
+from chunkcal.inputs import refuse_output_dir, resolve_observations
 
 try:
     config = validate(config, load_schema(workflow.source_path("../schemas/config.schema.yaml")))
     OBSERVATIONS = {row["obs"]: row for row in resolve_observations(config)}
+    refuse_output_dir(config["output_dir"])
 except UserError as error:
     sys.exit(f"chunkcal: {error}")
 
@@ -42,14 +43,21 @@ def intermediate(path):
 
 
 @lru_cache(maxsize=1)
-def load_plan(path):
-    """Read the plan, once per process."""
+def load_plan(path, written_ns):
+    """Read the plan, once per process and plan."""
     return requests.load_plan(path)
 
 
 def plan_of(obs):
     """Return the plan of one observation; the DAG behind it is built when the plan exists."""
-    return load_plan(checkpoints.plan_chunks.get().output.plan)[obs]
+    path = checkpoints.plan_chunks.get().output.plan
+    plan = load_plan(path, os.stat(path).st_mtime_ns)
+    if obs not in plan:
+        # Of a run with other input. Snakemake plans anew when the input is another, but not when there is none.
+        sys.exit(
+            f"chunkcal: input: {OBSERVATIONS[obs]['ms']} does not exist, or {path} is not its plan; check the path"
+        )
+    return plan[obs]
 
 
 def chunk_names(obs):

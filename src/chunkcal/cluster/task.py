@@ -220,7 +220,7 @@ def _tail(log: str) -> str:
     try:
         with open(log, "rb") as stream:
             stream.seek(max(0, os.path.getsize(log) - 4000))
-            lines = stream.read().decode(errors="replace").splitlines()
+            lines = dp3.without_tracebacks(stream.read().decode(errors="replace").splitlines())
     except OSError:
         return ""
     return "".join(f"\n    {line}" for line in lines[-TAIL_LINES:] if line.strip())
