@@ -4,7 +4,7 @@ VENV   ?= $(CURDIR)/.venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: env test-env demo test test-faults lint dry-run format lock clean
+.PHONY: env test-env demo test test-slurm test-faults lint dry-run format lock clean
 .DELETE_ON_ERROR:
 
 env: $(VENV)/.env ## set up the virtual environment with the locked dependencies
@@ -30,6 +30,14 @@ demo: env ## simulate two observations, calibrate them, say what was gained
 
 test: test-env ## run all tests
 	@$(BIN)/python -m pytest
+
+test-slurm: test-env ## run the pipeline on a real SLURM of its own, from Debian's packages (installed if missing)
+	@missing=; for tool in slurmctld slurmd munged qsub; do PATH=$$PATH:/usr/sbin command -v $$tool >/dev/null || missing=yes; done; \
+	[ -z "$$missing" ] || { \
+		run=; [ "$$(id -u)" = 0 ] || run=sudo; \
+		$$run apt-get -qq update && \
+		$$run env DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends slurm-wlm munge slurm-wlm-torque; }
+	@$(BIN)/python -m pytest tests/slurm
 
 test-faults: test-env ## try every fault as often as docs/faults.md says (half an hour)
 	@CHUNKCAL_FAULT_REPEATS=full $(BIN)/python -m pytest tests/faults

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import chunkcal
 from chunkcal import report, simulate, summary
+from chunkcal.cluster import cli as cluster
 from chunkcal.errors import UserError
 
 
@@ -21,8 +22,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     summary.add_arguments(commands.add_parser("summary", help="say what a run has made and what calibration gained"))
     report.add_arguments(commands.add_parser("report", help="write the report of a run that has not finished"))
+    cluster.add_arguments(commands.add_parser("cluster", help="show what would be asked of the batch system"))
     options = parser.parse_args(arguments)
-    run = {"report": report.run, "simulate": simulate.run, "summary": summary.run}[options.command]
+    run = {"cluster": cluster.run, "report": report.run, "simulate": simulate.run, "summary": summary.run}[
+        options.command
+    ]
     try:
         return run(options)
     except UserError as error:

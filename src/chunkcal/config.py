@@ -72,7 +72,7 @@ def _filler(schema: dict[str, Any]) -> Draft202012Validator:
                 if "default" in spec:
                     instance.setdefault(key, deepcopy(spec["default"]))
                 if isinstance(instance.get(key), str):
-                    instance[key] = _number(instance[key], spec)
+                    instance[key] = _typed(instance[key], spec)
                 # A section that is written down but left empty (`chunks:`) means its defaults.
                 if instance.get(key, ...) is None and spec.get("type") == "object":
                     instance[key] = {}
@@ -86,13 +86,22 @@ def _is_finite_number(checker: Any, value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _number(text: str, spec: dict[str, Any]) -> Any:
-    """Read what YAML 1.1 takes for a string (``1e6``) as the number that the schema wants."""
+def _typed(text: str, spec: dict[str, Any]) -> Any:
+    """Read a string as what the schema wants, where it wants no string.
+
+    YAML 1.1 takes ``1e6`` for a string, and ``snakemake --config key='{nested: 2}'`` makes strings of what is nested.
+    """
     types = spec.get("type", [])
-    if "number" in (types if isinstance(types, list) else [types]):
+    types = types if isinstance(types, list) else [types]
+    if "number" in types:
         try:
             return float(text)
         except ValueError:
+            pass
+    if not _allows_string(spec) or ("null" in types and text == "null"):
+        try:
+            return yaml.safe_load(text)
+        except yaml.YAMLError:
             pass
     return text
 
@@ -117,15 +126,29 @@ def _check_meaning(config: dict[str, Any]) -> list[str]:
         problems.append(f"chunks: {' and '.join(lengths)} are both given; give one of {', '.join(CHUNK_LENGTHS)}")
     if not lengths:
         config["chunks"]["length"] = "auto"
-    if (config["cluster"]["backend"] == "existing") != (config["cluster"]["address"] is not None):
-        problems.append("cluster: backend existing and address go together; give both or neither")
-    if config["cluster"]["backend"] == "ssh" and not config["cluster"]["ssh"]["hosts"]:
-        problems.append("cluster.ssh.hosts: empty, but backend ssh runs DP3 there and nowhere else; name the hosts")
     try:
         refuse_braces("output_dir", config["output_dir"])
     except UserError as error:
         problems += error.lines
-    return problems + _check_steps(config)
+    return problems + _check_cluster(config["cluster"]) + _check_steps(config)
+
+
+def _check_cluster(cluster: dict[str, Any]) -> list[str]:
+    problems = []
+    places = [key for key in ("address", "scheduler_file") if cluster[key] is not None]
+    if len(places) != (cluster["backend"] == "existing"):
+        problems.append("cluster: backend existing goes with one of address and scheduler_file, no other backend does")
+    if cluster["backend"] == "ssh" and not cluster["ssh"]["hosts"]:
+        problems.append("cluster.ssh.hosts: empty, but backend ssh runs DP3 there and nowhere else; name the hosts")
+    job = cluster["job"]
+    if job["n_cores"] % job["n_processes"]:
+        problems.append(
+            f"cluster.job: {job['n_cores']} cores do not give {job['n_processes']} processes equally many threads; "
+            "n_cores must be a multiple of n_processes"
+        )
+    if job["max_jobs"] is not None and job["max_jobs"] < job["min_jobs"]:
+        problems.append("cluster.job: max_jobs is less than min_jobs")
+    return problems
 
 
 def _check_steps(config: dict[str, Any]) -> list[str]:

@@ -1,5 +1,6 @@
 """Clusters that cannot serve: refused with the line that puts it right, within ten seconds."""
 
+import json
 import subprocess
 import sys
 import time
@@ -30,6 +31,7 @@ def cluster(tmp_path):
 
     class Cluster:
         address = found["address"]
+        scheduler_file = str(file)
 
         @staticmethod
         def start_worker(*words):
@@ -97,11 +99,23 @@ def test_workers_that_vanish_for_good(make_run, cluster, count):
         run.must_be_gone()
 
 
-@pytest.mark.parametrize("resource", ["subprocess_slots", "process"])
-def test_existing_cluster_serves_and_outlives_the_run(make_run, cluster, clean, resource):
-    worker = cluster.start_worker("--resources", f"{resource}=1")
-    run = make_run(slow_s=0, cluster=section(cluster, resource=resource)).start()
+@pytest.mark.parametrize(
+    ("resource", "place", "n_threads"), [("subprocess_slots", "address", None), ("process", "scheduler_file", 2)]
+)
+def test_existing_cluster_serves_and_outlives_the_run(make_run, cluster, clean, resource, place, n_threads):
+    granted = f",dp3_threads={n_threads}" if n_threads else ""
+    worker = cluster.start_worker("--resources", f"{resource}=1{granted}")
+    changes = {"address": None, place: getattr(cluster, place)}
+    run = make_run(slow_s=0, cluster=section(cluster, resource=resource, **changes)).start()
     run.must_finish()
     run.must_equal(clean)
+    assert {json.loads(path.read_text())["threads"] for path in run.records()} == {n_threads or 1}
     run.must_be_gone()
     assert worker.poll() is None
+
+
+def test_no_scheduler_file(make_run):
+    changes = {"backend": "existing", "scheduler_file": "nowhere.json", "start_timeout_s": 3}
+    run = make_run(cluster=changes).start()
+    assert run.process.wait(40) != 0
+    assert "cluster.scheduler_file: there is no file nowhere.json" in run.text()

@@ -42,8 +42,17 @@ def test_strings_of_the_command_line_become_what_the_schema_wants(given, expecte
     assert {key: config[key] for key in expected} == expected
 
 
-def test_nested_section_from_the_command_line():
-    assert validate({"cluster": "{n_slots: 2}"}, SCHEMA)["cluster"]["n_slots"] == 2
+@pytest.mark.parametrize("nested", ["{n_slots: 2}", {"n_slots": "2"}])
+def test_nested_section_from_the_command_line(nested):
+    """Snakemake makes a dictionary of strings of it."""
+    assert validate({"cluster": nested}, SCHEMA)["cluster"]["n_slots"] == 2
+
+
+def test_keys_of_jobs_from_the_command_line():
+    job = {"n_cores": "8", "queue": "long", "account": "null", "walltime_min": "1.5", "prologue": ["module load x"]}
+    job = validate({"cluster": {"job": job}}, SCHEMA)["cluster"]["job"]
+    assert (job["n_cores"], job["queue"], job["account"], job["walltime_min"]) == (8, "long", None, 1.5)
+    assert job["prologue"] == ["module load x"]
 
 
 def test_empty_section_means_its_defaults():
@@ -58,8 +67,11 @@ def test_empty_section_means_its_defaults():
         ({"cluster": {"n_slots": 0}}, ["cluster.n_slots"]),
         ({"chunks": {"count": 3, "n_slots": 4}}, ["n_slots and count are both given"]),
         ({"calibrate": {"sky_model": "a"}}, ["calibrate", "'solves' is a required property"]),
-        ({"cluster": {"backend": "existing"}}, ["backend existing and address go together"]),
         ({"output_dir": "{obs}"}, ["output_dir: {obs} has braces"]),
+        ({"cluster": {"backend": "existing"}}, ["backend existing goes with one of address and scheduler_file"]),
+        ({"cluster": {"address": "tcp://a:1"}}, ["backend existing goes with one of address and scheduler_file"]),
+        ({"cluster": {"job": {"n_cores": 5, "n_processes": 2}}}, ["n_cores must be a multiple of n_processes"]),
+        ({"cluster": {"job": {"min_jobs": 5, "max_jobs": 2}}}, ["max_jobs is less than min_jobs"]),
         ({"keep_chunks": "{"}, ["keep_chunks", "not valid YAML"]),
         ({"keep_chunks": "[" * 500}, ["keep_chunks", "not valid YAML"]),
         ({"keep_chunks": "2024-13-44"}, ["keep_chunks", "not valid YAML"]),

@@ -1,8 +1,14 @@
 import asyncio
+import math
 
 import pytest
 
 from chunkcal.cluster.slots import Slots
+
+
+def workers(n):
+    """As many slots, none of which ends."""
+    return {f"worker {i}": math.inf for i in range(n)}
 
 
 class Probe:
@@ -34,7 +40,7 @@ async def settle():
 def test_first_come_first_served_and_never_more_than_live():
     async def main():
         live = 2
-        slots = Slots(lambda: live)
+        slots = Slots(lambda: workers(live))
         probe = Probe(slots)
         tasks = await probe.start("a", "b", "c", "d")
         assert probe.holding == ["a", "b"]
@@ -42,11 +48,11 @@ def test_first_come_first_served_and_never_more_than_live():
         probe.done["b"].set()
         await settle()
         assert probe.holding == ["a", "c"]
-        live = 1  # a worker has died: nothing new until the others have let go
+        live = 0  # the workers have died: nothing new, whoever lets go
         probe.done["a"].set()
         await settle()
         assert probe.holding == ["c"]
-        live = 3
+        live = 2
         slots.wake()
         await settle()
         assert probe.holding == ["c", "d"]
@@ -60,7 +66,7 @@ def test_first_come_first_served_and_never_more_than_live():
 
 def test_cancelled_waiters_do_not_keep_slots():
     async def main():
-        slots = Slots(lambda: 1)
+        slots = Slots(lambda: workers(1))
         probe = Probe(slots)
         first, second, third = await probe.start("a", "b", "c")
         second.cancel()
@@ -78,7 +84,7 @@ def test_cancelled_waiters_do_not_keep_slots():
 def test_slot_given_and_cancelled_in_the_same_moment_is_given_back():
     async def main():
         live = 0
-        slots = Slots(lambda: live)
+        slots = Slots(lambda: workers(live))
         probe = Probe(slots)
         first, second = await probe.start("a", "b")
         live = 1
@@ -96,12 +102,67 @@ def test_slot_given_and_cancelled_in_the_same_moment_is_given_back():
 
 def test_fail_reaches_all_who_wait():
     async def main():
-        slots = Slots(lambda: 0)
+        slots = Slots(lambda: workers(0))
         probe = Probe(slots)
         tasks = await probe.start("a", "b")
         slots.fail(RuntimeError("no workers"))
         for task in tasks:
             with pytest.raises(RuntimeError, match="no workers"):
                 await task
+
+    asyncio.run(main())
+
+
+def test_every_task_has_a_worker_of_its_own_that_lasts_long_enough():
+    async def main():
+        live = {"short": 10.0, "long": 100.0}
+        slots = Slots(lambda: live)
+        given = {}
+
+        async def run(name, needs_s):
+            async with slots.take(lambda: needs_s) as slot:
+                given[name] = slot
+                await asyncio.Event().wait()
+
+        tasks = [asyncio.create_task(run("quick", 5.0)), asyncio.create_task(run("slow", 50.0))]
+        await settle()
+        assert given == {"quick": "short", "slow": "long"}  # the long-lived one was kept for the slow task
+        tasks += [asyncio.create_task(run("slow 2", 50.0)), asyncio.create_task(run("quick 2", 5.0))]
+        live |= {"short 2": 10.0}
+        slots.wake()
+        await settle()
+        assert "slow 2" not in given
+        assert given["quick 2"] == "short 2"  # who cannot go yet does not hold up who can
+        live |= {"short 3": 10.0}
+        assert slots.too_short() == ["short 3"]
+        live |= {"long 2": 100.0}
+        slots.wake()
+        await settle()
+        assert given["slow 2"] == "long 2"
+        assert slots.too_short() == []  # nobody waits
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+        assert slots.n_busy == 0
+
+    asyncio.run(main())
+
+
+def test_another_attempt_goes_first():
+    async def main():
+        live = {}
+        slots = Slots(lambda: live)
+        order = []
+
+        async def run(name, first):
+            async with slots.take(first=first):
+                order.append(name)
+
+        tasks = [asyncio.create_task(run(name, name == "again")) for name in ("a", "b", "again")]
+        await settle()
+        live["worker"] = math.inf
+        slots.wake()
+        await asyncio.gather(*tasks)
+        assert order == ["again", "a", "b"]
 
     asyncio.run(main())

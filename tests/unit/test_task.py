@@ -16,7 +16,7 @@ def test_worker_whose_slot_is_taken_refuses(tmp_path, monkeypatch):
 
 def test_kernel_that_runs_out_of_memory_is_told_apart(tmp_path, monkeypatch):
     """A DP3 that somebody has killed is worth another attempt; one that had no memory is not."""
-    state = SimpleNamespace(tasks={"key": SimpleNamespace(state="executing")}, nthreads=1)
+    state = SimpleNamespace(tasks={"key": SimpleNamespace(state="executing")}, nthreads=1, total_resources={})
     worker = SimpleNamespace(name="w1", get_current_task=lambda: "key", state=state, status=task.Status.running)
     monkeypatch.setattr(task, "get_worker", lambda: worker)
     dp3 = tmp_path / "DP3"
@@ -39,3 +39,9 @@ def test_kernel_that_runs_out_of_memory_is_told_apart(tmp_path, monkeypatch):
     assert not starved["killed"]
     assert "out of memory" in starved["error"]
     assert not list(tmp_path.glob("*.tmp-*"))
+
+
+def test_threads_are_those_that_the_slot_grants():
+    by_hand = SimpleNamespace(total_resources={"subprocess_slots": 1.0}, nthreads=4)
+    in_a_job = SimpleNamespace(total_resources={"subprocess_slots": 1.0, "dp3_threads": 8.0}, nthreads=1)
+    assert (task._threads(by_hand), task._threads(in_a_job)) == (4, 8)

@@ -16,8 +16,11 @@ rule apply_chunk:
         record=f"{OUT}/{{obs}}/apply/{{chunk}}.json",
     log:
         "logs/apply_chunk/{obs}.{chunk}.log",
+    localrule: True
     conda:
         "../envs/chunkcal.yaml"
+    resources:
+        inflight=1,
     params:
         request=chunk_request("apply"),
     script:

@@ -15,8 +15,11 @@ rule calibrate_chunk:
         record=f"{OUT}/{{obs}}/calibrate/{{chunk}}.json",
     log:
         "logs/calibrate_chunk/{obs}.{chunk}.log",
+    localrule: True
     conda:
         "../envs/chunkcal.yaml"
+    resources:
+        inflight=1,
     params:
         request=chunk_request("calibrate"),
     script:

@@ -13,6 +13,8 @@ rule start_cluster:
         f"{OUT}/cluster.json",
     log:
         "logs/start_cluster.log",
+    retries: 0  # it has waited as long as the user wants to; a profile's retries are for heavy rules
+    localrule: True
     conda:
         "../envs/chunkcal.yaml"
     script:

@@ -10,6 +10,7 @@ from functools import lru_cache
 
 from chunkcal import requests, wsclean
 from chunkcal.cluster import client
+from chunkcal.cluster.state import BATCH_BACKENDS, ClusterError
 from chunkcal.config import load_schema, validate
 from chunkcal.errors import UserError
 from chunkcal.inputs import refuse_output_dir, resolve_observations
@@ -112,12 +113,34 @@ def kept_chunks(wildcards):
     ]
 
 
+def grows(first):
+    """Return what a job asks for (MB, minutes) as a function: `first`, and as much more with each further attempt."""
+    return lambda wildcards, attempt: first * attempt
+
+
+def executor_is_slurm():
+    """Tell whether snakemake itself submits jobs to SLURM (``executor: slurm``, as in profiles/slurm)."""
+    plugin = workflow.executor_plugin
+    return plugin is not None and plugin.name == "slurm"
+
+
 def cluster_settings():
-    """Resolve what the cluster section leaves to the machine: as many slots as the cores given to snakemake allow."""
+    """Resolve what the cluster section leaves to the machine: the backend, the slots and their threads."""
     settings = dict(config["cluster"])
-    if settings["n_slots"] == "auto":
+    if settings["backend"] == "auto":
+        settings["backend"] = "slurm" if executor_is_slurm() else "local"
+    if settings["backend"] in BATCH_BACKENDS:
+        job = settings["job"]
+        settings["threads_per_slot"] = job["n_cores"] // job["n_processes"]
+        settings["n_slots"] = (job["max_jobs"] or job["n_jobs"]) * job["n_processes"]
+    elif settings["n_slots"] == "auto":
         settings["n_slots"] = max(1, (workflow.cores or 1) // settings["threads_per_slot"])
     return settings
+
+
+def slurm_job_name():
+    """Return the name of all jobs that snakemake itself submits to SLURM in this run, None if it submits none."""
+    return getattr(workflow.scheduler._executor, "run_uuid", None) if executor_is_slurm() else None
 
 
 onstart:
@@ -130,7 +153,10 @@ onstart:
         "dp3": config["dp3"],
         "on_bad_chunk": config["calibrate"]["on_bad_chunk"] if CALIBRATE else "stop",
     }
-    client.begin_run(settings, log="logs/cluster.log", output_dir=OUT)
+    try:
+        client.begin_run(settings, log="logs/cluster.log", output_dir=OUT, slurm_job_name=slurm_job_name())
+    except ClusterError as error:
+        sys.exit(f"chunkcal: {error}")
 
 
 onsuccess:

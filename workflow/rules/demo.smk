@@ -38,6 +38,7 @@ rule simulate_demo:
         "logs/simulate_demo/{demo}.log",
     wildcard_constraints:
         demo="lofar|meerkat",
+    localrule: True
     conda:
         "../envs/chunkcal.yaml"
     params:

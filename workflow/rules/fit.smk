@@ -16,8 +16,11 @@ rule fit_chunk:
         record=f"{OUT}/{{obs}}/fit/{{chunk}}.json",
     log:
         "logs/fit_chunk/{obs}.{chunk}.log",
+    localrule: True
     conda:
         "../envs/chunkcal.yaml"
+    resources:
+        inflight=1,
     params:
         request=chunk_request("fit"),
     script:

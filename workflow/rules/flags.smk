@@ -15,6 +15,7 @@ rule merge_flags:
         f"{OUT}/{{obs}}/flags.tsv",
     log:
         "logs/merge_flags/{obs}.log",
+    localrule: True
     conda:
         "../envs/chunkcal.yaml"
     params:

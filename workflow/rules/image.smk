@@ -23,7 +23,10 @@ rule image_observation:
         "benchmarks/image_observation/{obs}.tsv"
     conda:
         "../envs/chunkcal.yaml"
-    threads: workflow.cores or 4
+    threads: min(8, workflow.cores or 4)
+    resources:
+        mem_mb=grows(8000),
+        runtime=grows(60),
     params:
         settings={key: value for key, value in config["image"].items() if key not in ("enabled", "max_chunks")},
         # Once WSClean is installed, the rule runs again.

@@ -19,6 +19,9 @@ rule join_chunks:
         "benchmarks/join_chunks/{obs}.tsv"
     conda:
         "../envs/chunkcal.yaml"
+    resources:
+        mem_mb=grows(4000),
+        runtime=grows(60),
     params:
         expects=lambda wildcards: requests.join_expects(plan_of(wildcards.obs)),
         times=lambda wildcards: requests.join_times(plan_of(wildcards.obs)),

@@ -18,6 +18,9 @@ rule merge_solutions:
         "benchmarks/merge_solutions/{obs}.{solve}.tsv"
     conda:
         "../envs/chunkcal.yaml"
+    resources:
+        mem_mb=grows(4000),
+        runtime=grows(60),
     params:
         grid=lambda wildcards: requests.solution_grid(plan_of(wildcards.obs), wildcards.solve),
     script:
@@ -35,6 +38,9 @@ rule process_solutions:
         "benchmarks/process_solutions/{obs}.{solve}.tsv"
     conda:
         "../envs/chunkcal.yaml"
+    resources:
+        mem_mb=grows(4000),
+        runtime=grows(60),
     params:
         steps=lambda wildcards: SOLVES[wildcards.solve]["process"],
     script:
@@ -56,5 +62,8 @@ rule merge_bands:
         "benchmarks/merge_bands/{obs}.{solve}.tsv"
     conda:
         "../envs/chunkcal.yaml"
+    resources:
+        mem_mb=grows(4000),
+        runtime=grows(60),
     script:
         "../scripts/merge_bands.py"

@@ -13,6 +13,7 @@ checkpoint plan_chunks:
         plan=f"{OUT}/plan/observations.json",
     log:
         "logs/plan_chunks.log",
+    localrule: True
     conda:
         "../envs/chunkcal.yaml"
     params:

@@ -14,8 +14,11 @@ rule preprocess_chunk:
         record=f"{OUT}/{{obs}}/preprocess/{{chunk}}.json",
     log:
         "logs/preprocess_chunk/{obs}.{chunk}.log",
+    localrule: True
     conda:
         "../envs/chunkcal.yaml"
+    resources:
+        inflight=1,
     params:
         request=chunk_request("preprocess"),
     script:

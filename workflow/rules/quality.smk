@@ -18,6 +18,9 @@ rule judge_quality:
         "benchmarks/judge_quality/{obs}.tsv"
     conda:
         "../envs/chunkcal.yaml"
+    resources:
+        mem_mb=grows(4000),
+        runtime=grows(60),
     params:
         # No input: a plan that is made again because another observation was added must not apply everything again.
         plan=rules.plan_chunks.output.plan,
@@ -33,6 +36,8 @@ rule require_quality:
         touch(f"{OUT}/{{obs}}/quality.passed"),
     log:
         "logs/require_quality/{obs}.log",
+    retries: 0  # another look would see the same
+    localrule: True
     conda:
         "../envs/chunkcal.yaml"
     params:

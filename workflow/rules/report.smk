@@ -35,6 +35,9 @@ rule write_report:
         "benchmarks/write_report.tsv"
     conda:
         "../envs/chunkcal.yaml"
+    resources:
+        mem_mb=grows(4000),
+        runtime=grows(60),
     params:
         settings={key: config[key] for key in ("chunks", "preprocess", "calibrate", "apply")},
     script:

@@ -20,12 +20,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from chunkcal.cluster import state
-from chunkcal.cluster.state import RUN_VARIABLE, ClusterError
+from chunkcal.cluster import leftovers, state
+from chunkcal.cluster.state import BATCH_BACKENDS, RUN_VARIABLE, ClusterError
 
 # A supervisor that dies under a task is replaced; one task may outlive so many of them.
 MAX_SUPERVISORS_PER_TASK = 3
-STOP_TIMEOUT_S = 5.0
 
 
 # What stands in the folder of a chunk's h5parms when DP3 has failed on the chunk and calibrate.on_bad_chunk is flag.
@@ -36,18 +35,55 @@ class BadChunk(ClusterError):
     """DP3 has failed on the data of a chunk; on any other machine it would, too."""
 
 
-def begin_run(settings: dict[str, Any], log: str | Path, output_dir: str) -> None:
+def begin_run(settings: dict[str, Any], log: str | Path, output_dir: str, slurm_job_name: str | None = None) -> None:
     """Make the calling process (Snakemake's own) the owner of a new run, and remove what killed runs have left.
 
     Called from ``onstart``, after Snakemake has installed its signal handlers: ours stop the cluster first and then
     call them. Without that, a SIGTERM to Snakemake alone would wait for the running chunks.
+
+    Parameters
+    ----------
+    settings
+        The sections ``cluster`` and ``dp3``.
+    log
+        Log of the cluster.
+    output_dir
+        Folder of all products.
+    slurm_job_name
+        Of the jobs that Snakemake itself submits, if it submits any.
+
+    Raises
+    ------
+    ClusterError
+        The batch system would refuse the workers' jobs. Nothing has been started then.
     """
     for depth in ("*", "*/*"):
         remove_attempts(f"{glob.escape(output_dir)}/{depth}")
     folder = state.create(settings, Path(log), Path(output_dir))
     os.environ[RUN_VARIABLE] = str(folder)
+    backend = settings["cluster"]["backend"]
+    try:
+        if backend in BATCH_BACKENDS:
+            _preflight(folder)
+    except ClusterError:
+        end_run()
+        raise
+    names = [slurm_job_name] if slurm_job_name else []
+    if backend == "slurm":
+        names.append(state.job_name(folder))
+    if names:
+        leftovers.watch(names)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _abort_then(signal.getsignal(number), folder))
+
+
+def _preflight(folder: Path) -> None:
+    """Ask the batch system, in a process of its own because dask is slow to import, whether it would take our jobs."""
+    command = [sys.executable, "-m", "chunkcal.cluster.preflight", str(folder)]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+        raise ClusterError(lines[-1])
 
 
 def _abort_then(previous: Any, folder: Path) -> Any:
@@ -90,7 +126,7 @@ def stop(folder: Path) -> None:
             connection.sendall(b'{"do": "stop"}\n')
         except OSError:
             pass
-    ended = select.select([process], [], [], STOP_TIMEOUT_S)[0]
+    ended = select.select([process], [], [], state.close_timeout_s(supervisor["backend"]))[0]
     os.close(process)
     if not ended:
         os.killpg(supervisor["pid"], signal.SIGKILL)
@@ -132,7 +168,8 @@ def _start_supervisor(folder: Path) -> socket.socket:
     run = state.read_json(folder / "run.json")
     if run is None or (folder / "aborted").exists() or not state.owner_is_alive(run["owner"]):
         raise ClusterError("the run has been stopped; no new cluster is started for it")
-    (folder / "failure").unlink(missing_ok=True)
+    for old in ("failure", "notices"):
+        (folder / old).unlink(missing_ok=True)
     log = Path(run["log"])
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as stream:
@@ -146,17 +183,39 @@ def _start_supervisor(folder: Path) -> socket.socket:
         )
     # The supervisor keeps its own, better explained, start_timeout_s; this one is for a supervisor that is stuck.
     deadline = time.monotonic() + run["settings"]["cluster"]["start_timeout_s"] + 30
+    n_notices = 0
     while time.monotonic() < deadline:
+        n_notices = _show_notices(folder, n_notices)
+        if (folder / "aborted").exists():
+            process.terminate()
+            process.wait()  # it takes its jobs out of the queue
+            raise ClusterError("the run has been stopped")
         if process.poll() is not None:
             failure = folder / "failure"
             reason = failure.read_text() if failure.exists() else f"exit status {process.returncode}"
             raise ClusterError(f"the cluster did not start: {reason}; log: {log}")
         connection = _connect(folder)
         if connection:
+            _show_notices(folder, n_notices)
             return connection
         time.sleep(0.05)
     process.kill()
     raise ClusterError(f"the cluster did not start in time; log: {log}")
+
+
+def _show_notices(folder: Path, n_shown: int) -> int:
+    """Print the supervisor's notices but the first `n_shown`, to the rule's log and the terminal; return their number.
+
+    One script starts the supervisor, so each notice is printed once, however many scripts wait.
+    """
+    try:
+        lines = (folder / "notices").read_text().splitlines()
+    except OSError:
+        return n_shown
+    for line in lines[n_shown:]:
+        for stream in {sys.stderr, sys.__stderr__}:  # the first one may be the rule's log
+            print(f"chunkcal: {line}", file=stream, flush=True)
+    return len(lines)
 
 
 def submit(request: dict[str, Any]) -> dict[str, Any]:

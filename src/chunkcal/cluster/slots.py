@@ -1,29 +1,39 @@
-"""Hands out the cluster's slots, first come first served, and never more of them than there are live workers."""
+"""Hands out the cluster's slots, first come first served, one task to each live worker."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+
+@dataclass(eq=False)
+class _Turn:
+    """One who waits for a slot, and how long the slot must last at least."""
+
+    needs_s: Callable[[], float]
+    given: asyncio.Future[str] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
 
 class Slots:
-    """A semaphore whose size follows the live workers.
+    """Gives every task a live worker of its own.
 
     dask could queue tasks itself, but then it blames a worker's death on tasks that were only waiting there, and a
-    worker with several threads never gives its last queued task to an idle one.
+    worker with several threads never gives its last queued task to an idle one. Nor does dask know that a worker's
+    allocation ends before the task would.
 
     Parameters
     ----------
-    count
-        Returns the number of live slots.
+    live
+        Returns the address of every live slot, with the seconds that it will last (infinity where nothing ends it).
     """
 
-    def __init__(self, count: Callable[[], int]) -> None:
-        self._count = count
-        self._busy = 0
-        self._waiting: deque[asyncio.Future[None]] = deque()
+    def __init__(self, live: Callable[[], Mapping[str, float]]) -> None:
+        self._live = live
+        self._busy: list[str] = []
+        self._waiting: deque[_Turn] = deque()
 
     @property
     def n_waiting(self) -> int:
@@ -33,40 +43,62 @@ class Slots:
     @property
     def n_busy(self) -> int:
         """Number of slots that are taken."""
-        return self._busy
+        return len(self._busy)
 
     def wake(self) -> None:
         """Hand free slots to those who wait; to be called whenever a worker has come or gone."""
-        while self._waiting and self._busy < self._count():
-            first = self._waiting.popleft()
-            if not first.done():
-                self._busy += 1
-                first.set_result(None)
+        free = {slot: lasts for slot, lasts in self._live().items() if slot not in self._busy}
+        for turn in list(self._waiting):
+            if turn.given.done():
+                self._waiting.remove(turn)
+                continue
+            lasting = [slot for slot, lasts in free.items() if lasts >= turn.needs_s()]
+            if not lasting:
+                continue
+            slot = min(lasting, key=free.__getitem__)  # the long-lived ones are kept for the long tasks
+            del free[slot]
+            self._waiting.remove(turn)
+            self._busy.append(slot)
+            turn.given.set_result(slot)
+
+    def too_short(self) -> list[str]:
+        """List the free slots that end too early for every task that waits: none if none waits."""
+        if not self._waiting:
+            return []
+        least = min(turn.needs_s() for turn in self._waiting)
+        return [slot for slot, lasts in self._live().items() if slot not in self._busy and lasts < least]
 
     def fail(self, error: Exception) -> None:
         """Raise `error` in all who wait."""
         while self._waiting:
-            first = self._waiting.popleft()
-            if not first.done():
-                first.set_exception(error)
+            turn = self._waiting.popleft()
+            if not turn.given.done():
+                turn.given.set_exception(error)
 
     @asynccontextmanager
-    async def take(self) -> AsyncIterator[None]:
-        """Wait for a slot and hold it."""
-        turn = asyncio.get_running_loop().create_future()
-        self._waiting.append(turn)
+    async def take(self, needs_s: Callable[[], float] = lambda: 0.0, first: bool = False) -> AsyncIterator[str]:
+        """Wait for a slot that lasts `needs_s` seconds and hold it; ahead of all others if `first`.
+
+        Yields
+        ------
+        str
+            Address of the slot's worker.
+        """
+        turn = _Turn(needs_s)
+        (self._waiting.appendleft if first else self._waiting.append)(turn)
         self.wake()
         try:
-            await turn
+            slot = await turn.given
         except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled() and turn.exception() is None:  # given and cancelled at once
-                self._give_back()
+            # given and cancelled at once
+            if turn.given.done() and not turn.given.cancelled() and turn.given.exception() is None:
+                self._give_back(turn.given.result())
             raise
         try:
-            yield
+            yield slot
         finally:
-            self._give_back()
+            self._give_back(slot)
 
-    def _give_back(self) -> None:
-        self._busy -= 1
+    def _give_back(self, slot: str) -> None:
+        self._busy.remove(slot)
         self.wake()

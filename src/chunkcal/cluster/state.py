@@ -9,6 +9,7 @@ Snakemake's jobs inherit, so a script can only ever find the cluster of its own 
                         settings, path of the log
 ``supervisor.json``     socket, pid, scheduler and dashboard address of the running supervisor
 ``failure``             why the last supervisor did not come up
+``notices``             what the supervisor has to say to the user while it starts, one line each
 ``lock``                held by whoever starts a supervisor
 ``aborted``             exists once the user has interrupted the run: nothing may start a cluster any more
 ======================  ====================================================================================
@@ -30,6 +31,11 @@ from typing import Any
 
 RUN_VARIABLE = "CHUNKCAL_RUN"
 PREFIX = "chunkcal-"
+# Name of the dask resource with which a worker says how many threads its slot grants to DP3. dask itself then counts
+# one thread: its arithmetic (how many workers do so many tasks need) goes by threads and ignores resources.
+THREADS_RESOURCE = "dp3_threads"
+# Backends whose workers are jobs of a batch system.
+BATCH_BACKENDS = ("slurm", "pbs")
 SHARED = ".chunkcal"
 # sockaddr_un holds 108 bytes; the folder's random suffix and the socket's name take up to 20 of them.
 LONGEST_FOLDER = 80
@@ -56,6 +62,19 @@ def owner_is_alive(owner: dict[str, Any]) -> bool:
     """Tell whether the Snakemake process that the run belongs to still lives; on another host it is taken to."""
     # Version 0.1 wrote no host: its folders are only ever found where they were made.
     return owner.get("host", socket.gethostname()) != socket.gethostname() or start_time(owner["pid"]) == owner["start"]
+
+
+def close_timeout_s(backend: str) -> float:
+    """Return how long a cluster may take to end before it is killed: batch systems answer in their own time."""
+    return 40.0 if backend in BATCH_BACKENDS else 5.0
+
+
+def job_name(folder: Path) -> str:
+    """Name the batch jobs of a run after its state folder: no other run's jobs are called so.
+
+    It has no more than 15 characters, because older PBS take no longer ones.
+    """
+    return "ccal-" + folder.name.removeprefix(PREFIX)
 
 
 def write_json(path: Path, content: Any) -> None:

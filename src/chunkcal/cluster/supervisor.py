@@ -9,29 +9,34 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 import os
+import re
 import resource as rusage
 import signal
+import socket
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import dask
-from distributed import KilledWorker
 
 from chunkcal.cluster import state
+from chunkcal.cluster.attempts import Attempts
 from chunkcal.cluster.backends import Cluster, open_cluster
 from chunkcal.cluster.slots import Slots
 from chunkcal.cluster.state import ClusterError
-from chunkcal.cluster.task import run_dp3
 
 log = logging.getLogger("chunkcal.supervisor")
 
 # Workers that are there but own no slot were started wrongly: waiting longer would not help.
 WRONG_WORKERS_S = 5.0
 HEALTH_PERIOD_S = 0.5
-CLOSE_TIMEOUT_S = 5.0
+# How often the user is told what the batch system still owes.
+NOTICE_PERIOD_S = 60.0
+# dask's own count of deaths is not ours, which is per chunk: workers that die together must not use it up.
+DASK_ALLOWED_FAILURES = 30
 REQUEST_LIMIT = 1 << 24  # bytes of one request line
 
 
@@ -43,25 +48,43 @@ class Supervisor:
         self.folder = folder
         self.owner: dict[str, Any] = run["owner"]
         self.cluster_settings: dict[str, Any] = run["settings"]["cluster"]
-        self.dp3_settings: dict[str, Any] = run["settings"]["dp3"]
         self.resource: str = self.cluster_settings["resource"]
         self.stopping = asyncio.Event()
-        self.slots = Slots(self.count_slots)
-        # Becomes the reason when no worker is left that could ever finish what is running.
-        self.hopeless: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self.close_timeout_s = state.close_timeout_s(self.cluster_settings["backend"])
+        self.slots = Slots(self.live_slots)
+        self.attempts = Attempts(self.slots, self.cluster_settings, run["settings"]["dp3"])
         self.last_used = time.monotonic()
         self.n_requests = 0
         self.cluster: Cluster = None
         self.workers: dict[str, Any] = {}
+        self.retired: set[str] = set()
+        self.next_notice = 0.0
+
+    def live_slots(self) -> dict[str, float]:
+        """Find the live workers that own a unit of the resource, and how many seconds each will last."""
+        ends, now = self.cluster.ends(), time.time()
+        return {
+            worker: ends.get(worker, math.inf) - now
+            for worker, resources in self.workers.items()
+            if resources.get(self.resource) and worker not in self.retired
+        }
 
     def count_slots(self) -> int:
-        """Count the live workers that own a unit of the resource."""
-        return sum(1 for resources in self.workers.values() if resources.get(self.resource))
+        """Count the live slots."""
+        return len(self.live_slots())
 
     async def look(self) -> None:
-        """Take note of the live workers, and hand free slots to those who wait."""
+        """Take note of the live workers, hand free slots to those who wait, and tell the cluster how many do."""
+        before = self.workers
         self.workers = await self.cluster.workers()
+        self.attempts.lose_all_but({*before, *self.workers})  # twice absent, because one look may fail
+        self.retired &= set(self.workers)
         self.slots.wake()
+        self.cluster.want(self.slots.n_busy + self.slots.n_waiting)
+        for worker in self.slots.too_short():
+            log.info("worker %s ends before any waiting chunk would; it is given up", worker)
+            self.retired.add(worker)
+            self.cluster.retire(worker)
 
     def stop(self, reason: str) -> None:
         """Begin to end, whatever is running."""
@@ -85,7 +108,7 @@ class Supervisor:
         async with open_cluster(self.cluster_settings, self.folder, changed) as self.cluster:
             await self._wait_for_slots()
             await self._serve()
-            loop.call_later(CLOSE_TIMEOUT_S, _die)
+            loop.call_later(self.close_timeout_s, _die)
         log.info("stopped after %d requests, %s", self.n_requests, _cpu_seconds())
 
     def _watch_owner(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -99,7 +122,7 @@ class Supervisor:
         def gone() -> None:
             loop.remove_reader(owner)
             self.stop("the snakemake process of this run has ended")
-            loop.call_later(CLOSE_TIMEOUT_S, _die)
+            loop.call_later(self.close_timeout_s, _die)
 
         loop.add_reader(owner, gone)
 
@@ -114,18 +137,39 @@ class Supervisor:
             if self.stopping.is_set():
                 raise ClusterError("stopped while starting")
             waited = time.monotonic() - began
-            if self.workers:
+            waiting = self._notice_what_is_waited_for()
+            if self._only_wrong_workers():
                 wrong_since = wrong_since or time.monotonic()
                 if time.monotonic() - wrong_since > WRONG_WORKERS_S:
                     raise ClusterError(self._wrong_workers())
             if waited > timeout:
-                if self.workers:
+                if self._only_wrong_workers():
                     raise ClusterError(self._wrong_workers())
-                raise ClusterError(f"no worker came up within cluster.start_timeout_s = {timeout:g} s")
-            await asyncio.sleep(0.02)
+                reason = f": {waiting}" if waiting else ""
+                raise ClusterError(f"no worker came up within cluster.start_timeout_s = {timeout:g} s{reason}")
+            # A cluster on this machine is there in a moment; a batch system may take hours.
+            await asyncio.sleep(0.02 if waited < 10 else HEALTH_PERIOD_S)
         problem = self._wrong_units()
         if problem:
             raise ClusterError(problem)
+
+    def _notice_what_is_waited_for(self) -> str | None:
+        """Tell the user, now and then, what the batch system still owes while there is no slot at all."""
+        waiting = self.cluster.waiting()
+        if waiting and time.monotonic() >= self.next_notice:
+            self.next_notice = time.monotonic() + NOTICE_PERIOD_S
+            self.notice(waiting)
+        return waiting
+
+    def notice(self, text: str) -> None:
+        """Say something to the user: in the log, and on the terminal of whoever waits for the cluster to start."""
+        log.info("%s", text)
+        with (self.folder / "notices").open("a") as file:
+            file.write(text + "\n")
+
+    def _only_wrong_workers(self) -> bool:
+        """Tell whether there are workers but none owns the resource."""
+        return bool(self.workers) and not any(owned.get(self.resource) for owned in self.workers.values())
 
     def _wrong_workers(self) -> str:
         return (
@@ -147,13 +191,24 @@ class Supervisor:
         threads = self.cluster_settings["threads_per_slot"]
         return f"dask worker {self.cluster.address} --nworkers 1 --nthreads {threads} --resources {self.resource}=1"
 
+    def _dashboard_line(self) -> str | None:
+        """Tell how to look at a dashboard that listens on this machine's loopback only."""
+        place = re.match(r"https?://127\.0\.0\.1:(\d+)", self.cluster.dashboard or "")
+        if place is None or self.cluster_settings["backend"] not in state.BATCH_BACKENDS:
+            return None
+        return f"dashboard: ssh -L 8787:127.0.0.1:{place[1]} {socket.gethostname()}, then http://127.0.0.1:8787/status"
+
     async def _serve(self) -> None:
-        socket = self.folder / "submit"
-        server = await asyncio.start_unix_server(self._answer, socket, limit=REQUEST_LIMIT)
-        os.chmod(socket, 0o600)
+        submit = self.folder / "submit"
+        server = await asyncio.start_unix_server(self._answer, submit, limit=REQUEST_LIMIT)
+        os.chmod(submit, 0o600)
+        dashboard_line = self._dashboard_line()
+        if dashboard_line:
+            self.notice(dashboard_line)
         announcement = {
-            "socket": str(socket),
+            "socket": str(submit),
             "pid": os.getpid(),
+            "backend": self.cluster_settings["backend"],
             "scheduler": self.cluster.address,
             "dashboard": self.cluster.dashboard,
         }
@@ -186,20 +241,25 @@ class Supervisor:
             problem = self._wrong_units()
             if problem:
                 self.slots.fail(ClusterError(problem))
-            if self.count_slots():
+            if self.count_slots() or not (self.slots.n_busy or self.slots.n_waiting):
                 without_slots_since = None
                 continue
             without_slots_since = without_slots_since or now
-            if self.workers and now - without_slots_since > WRONG_WORKERS_S:
+            try:
+                waiting = self._notice_what_is_waited_for()
+            except ClusterError as error:
+                self._give_up(str(error))
+                continue
+            if self._only_wrong_workers() and now - without_slots_since > WRONG_WORKERS_S:
                 self._give_up(self._wrong_workers())
             elif now - without_slots_since > self.cluster_settings["start_timeout_s"]:
-                self._give_up("all workers are gone and none came back within cluster.start_timeout_s")
+                reason = f": {waiting}" if waiting else ""
+                self._give_up(f"all workers are gone and none came back within cluster.start_timeout_s{reason}")
 
     def _give_up(self, reason: str) -> None:
         """Fail all tasks, waiting and running."""
         self.slots.fail(ClusterError(reason))
-        self.hopeless.set_result(reason)
-        self.hopeless = asyncio.get_running_loop().create_future()
+        self.attempts.give_up(reason)
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -219,7 +279,7 @@ class Supervisor:
     async def _run_while_wanted(self, request: dict[str, Any], reader: asyncio.StreamReader) -> dict[str, Any] | None:
         """Run one task; give it up when the client goes away or the supervisor stops (then None)."""
         self.n_requests += 1
-        work = asyncio.ensure_future(self._run(request))
+        work = asyncio.ensure_future(self.attempts.run(request, self.n_requests, self.cluster))
         client_gone = asyncio.ensure_future(reader.read(1))
         stopping = asyncio.ensure_future(self.stopping.wait())
         await asyncio.wait({work, client_gone, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -231,48 +291,6 @@ class Supervisor:
             await asyncio.wait({work})
             return None
         return work.result()
-
-    async def _run(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Run one task; again, a limited number of times, if somebody has killed its DP3."""
-        limit = self.cluster_settings["worker_failures"]
-        try:
-            for attempt in range(limit + 1):
-                result = await self._run_once(request, attempt)
-                if not result.get("killed"):
-                    break
-                log.warning("%s: DP3 was killed, attempt %d of %d", request["name"], attempt + 1, limit + 1)
-        except ClusterError as error:
-            return {"error": f"{request['name']}: {error}"}
-        except KilledWorker:
-            return {"error": f"{request['name']}: its worker died {limit + 1} times; log: {request['log']}"}
-        except Exception as error:  # a fault of ours: say it, with the traceback in the log, and go on
-            log.exception("%s", request["name"])
-            return {"error": f"{request['name']}: internal error: {error!r}"}
-        return result if "error" in result else {"result": result}
-
-    async def _run_once(self, request: dict[str, Any], attempt: int) -> dict[str, Any]:
-        key = f"{request['name'].replace(' ', '/')}-{self.n_requests}-{attempt}"
-        client = self.cluster.client
-        async with self.slots.take():
-            future = client.submit(
-                run_dp3, request, self.dp3_settings, key=key, pure=False, resources={self.resource: 1}
-            )
-            work = asyncio.ensure_future(_result_of(future))
-            hopeless = self.hopeless
-            try:
-                await asyncio.wait({work, hopeless}, return_when=asyncio.FIRST_COMPLETED)
-                if not work.done():
-                    raise ClusterError(hopeless.result())
-                return work.result()
-            finally:
-                if not work.done():
-                    work.cancel()
-                    await client.cancel([future], force=True)
-                future.release()
-
-
-async def _result_of(future: Any) -> Any:
-    return await future
 
 
 def _die() -> None:
@@ -291,12 +309,13 @@ async def _supervise(folder: Path) -> None:
 
 def main(folder: Path) -> int:
     """Run a supervisor; leave the reason in ``failure`` if it cannot come up."""
-    failures = state.read_json(folder / "run.json")["settings"]["cluster"]["worker_failures"]
     logging.basicConfig(level="INFO", format="%(asctime)s %(name)s %(message)s")
     logging.getLogger("distributed").setLevel("WARNING")
     dask.config.set(
         {
-            "distributed.scheduler.allowed-failures": failures,
+            "distributed.scheduler.allowed-failures": DASK_ALLOWED_FAILURES,
+            # A worker's job is replaced by its keeper, which knows what the batch system says of it.
+            "distributed.deploy.lost-worker-timeout": "365 days",
             "distributed.scheduler.no-workers-timeout": None,  # we know better than dask what is worth waiting for
             "distributed.worker.profile.enabled": False,  # samples our waiting thread, for nothing
             "distributed.admin.low-level-log-length": 0,

@@ -1,4 +1,4 @@
-"""One DP3 run as a dask task: runs on the worker that owns the slot, with that worker's threads."""
+"""One DP3 run as a dask task: runs on the worker that owns the slot, with the slot's threads."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from distributed.core import Status
 
 from chunkcal import dp3, flagsteps, verify
 from chunkcal.cluster import guard
-from chunkcal.cluster.state import read_json
+from chunkcal.cluster.state import THREADS_RESOURCE, read_json
 from chunkcal.dp3log import convergence
 from chunkcal.errors import UserError
 from chunkcal.requests import step_name
@@ -81,7 +81,7 @@ def run_dp3(request: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]
     work = Path(f"{request['output']}.tmp-{uuid.uuid4().hex[:12]}")
     try:
         work.mkdir(parents=True)
-        return _run_in(work, request, settings, str(worker.name), worker.state.nthreads, wanted)
+        return _run_in(work, request, settings, str(worker.name), _threads(worker.state), wanted)
     except (TaskError, UserError, verify.ProductError, OSError) as error:
         shutil.rmtree(work, ignore_errors=True)
         text = f"{request['name']}: {error}; log: {request['log']}" + _tail(request["log"])
@@ -92,6 +92,11 @@ def run_dp3(request: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]
         raise
     finally:
         _LEASE.release()
+
+
+def _threads(state: Any) -> int:
+    """Return the threads that the slot grants: as the worker was told, else those that dask counts."""
+    return int(state.total_resources.get(THREADS_RESOURCE, state.nthreads))
 
 
 def _run_in(

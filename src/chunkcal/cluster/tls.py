@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from distributed.security import Security
 
+CERTIFICATE, KEY = "tls-cert.pem", "tls-key.pem"
 # Longer than any run; the pair is removed with the state folder of the run.
 VALIDITY = datetime.timedelta(days=90)
 
@@ -27,8 +28,13 @@ def make_security(folder: Path) -> Security:
     The certificate is its own authority: both ends of every connection must show it, so only processes that can read
     the key (mode 0600, in a folder of mode 0700) get through.
     """
-    certificate, key = folder / "tls-cert.pem", folder / "tls-key.pem"
-    _write_pair(certificate, key)
+    _write_pair(folder / CERTIFICATE, folder / KEY)
+    return security_of(folder)
+
+
+def security_of(folder: Path) -> Security:
+    """Give what dask needs to use the pair in `folder`."""
+    certificate, key = folder / CERTIFICATE, folder / KEY
     pairs = {
         f"tls_{role}_{kind}": str(path)
         for role in ("client", "scheduler", "worker")

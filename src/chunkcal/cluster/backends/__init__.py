@@ -13,7 +13,22 @@ from chunkcal.cluster.backends.existing import open_existing
 from chunkcal.cluster.backends.local import open_local
 from chunkcal.cluster.backends.ssh import open_ssh
 
-BACKENDS = {"local": open_local, "existing": open_existing, "ssh": open_ssh, "allocation": open_allocation}
+
+def _open_jobqueue(*arguments: Any) -> Any:
+    """Import dask-jobqueue only where it is used."""
+    from chunkcal.cluster.backends.jobqueue import open_jobqueue
+
+    return open_jobqueue(*arguments)
+
+
+BACKENDS = {
+    "local": open_local,
+    "existing": open_existing,
+    "ssh": open_ssh,
+    "allocation": open_allocation,
+    "slurm": _open_jobqueue,
+    "pbs": _open_jobqueue,
+}
 
 
 @asynccontextmanager

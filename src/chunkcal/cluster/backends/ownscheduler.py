@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from distributed import Client, Scheduler
-from distributed.diagnostics.plugin import SchedulerPlugin
 from distributed.security import Security
 
-from chunkcal.cluster.backends.base import Cluster
+from chunkcal.cluster.backends.base import Cluster, Watch
 
 # A worker that does not find its scheduler, or loses it for good, ends after this long.
 DEATH_TIMEOUT_S = 60
@@ -50,7 +49,7 @@ def guarded(python: list[str]) -> list[str]:
 
 def served_by(scheduler: Scheduler, client: Client, changed: Callable[[], None]) -> Cluster:
     """Describe the cluster around a scheduler of this process; `changed` is called when workers come and go."""
-    scheduler.add_plugin(_Watch(changed))
+    scheduler.add_plugin(Watch(changed))
 
     async def workers() -> dict[str, Mapping[str, float]]:
         return {worker.address: worker.resources for worker in scheduler.workers.values()}
@@ -58,16 +57,3 @@ def served_by(scheduler: Scheduler, client: Client, changed: Callable[[], None])
     # The client would name the scheduler's host, but the dashboard listens on that host's loopback only.
     dashboard = f"http://127.0.0.1:{scheduler.services['dashboard'].port}/status"
     return Cluster(client, workers, scheduler.address, dashboard)
-
-
-class _Watch(SchedulerPlugin):
-    """Tells when workers come and go."""
-
-    def __init__(self, changed: Callable[[], None]) -> None:
-        self.changed = changed
-
-    def add_worker(self, **_: Any) -> None:
-        self.changed()
-
-    def remove_worker(self, **_: Any) -> None:
-        self.changed()

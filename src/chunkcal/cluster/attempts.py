@@ -1,0 +1,148 @@
+"""Runs each chunk as a dask task on a worker of its own, and again on another one when that worker is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from distributed import Client, KilledWorker
+
+from chunkcal.cluster.backends import Cluster
+from chunkcal.cluster.durations import Durations
+from chunkcal.cluster.slots import Slots
+from chunkcal.cluster.state import ClusterError
+from chunkcal.cluster.task import Cancelled, run_dp3
+
+log = logging.getLogger("chunkcal.attempts")
+
+# A batch system that ends an allocation may kill DP3 before its worker: for so long nothing new goes to that worker.
+KILL_SETTLES_S = 3.0
+# A chunk is never said to need more of a new worker's life than this.
+LIFETIME_SHARE = 0.9
+
+
+class Attempts:
+    """All tasks of one supervisor.
+
+    Parameters
+    ----------
+    slots
+        Where the workers come from.
+    cluster_settings, dp3_settings
+        The sections ``cluster`` and ``dp3`` of the configuration.
+    """
+
+    def __init__(self, slots: Slots, cluster_settings: Mapping[str, Any], dp3_settings: dict[str, Any]) -> None:
+        self.slots = slots
+        self.limit: int = cluster_settings["worker_failures"]
+        self.resource: str = cluster_settings["resource"]
+        self.dp3_settings = dp3_settings
+        self.durations = Durations()
+        # Becomes the reason when no worker is left that could ever finish what is running.
+        self.hopeless: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        # The worker of each task that runs -> becomes done when that worker has gone.
+        self.lost: dict[str, asyncio.Future[None]] = {}
+
+    def lose_all_but(self, workers: Collection[str]) -> None:
+        """Take note that no other workers than these live."""
+        for worker, lost in self.lost.items():
+            if worker not in workers and not lost.done():
+                lost.set_result(None)
+
+    def give_up(self, reason: str) -> None:
+        """Fail all tasks that run."""
+        self.hopeless.set_result(reason)
+        self.hopeless = asyncio.get_running_loop().create_future()
+
+    async def run(self, request: dict[str, Any], number: int, cluster: Cluster) -> dict[str, Any]:
+        """Run one task; again, a limited number of times, if its worker has died or somebody has killed its DP3.
+
+        Parameters
+        ----------
+        request
+            As sent by `chunkcal.cluster.client.run_chunk`.
+        number
+            Of the request, so that no two tasks have the same key.
+        cluster
+            To run it on.
+
+        Returns
+        -------
+        dict
+            ``result`` (what `run_dp3` returned), or ``error`` (text for the user) and ``bad_chunk`` if it told.
+        """
+        limit = self.limit
+        try:
+            for attempt in range(limit + 1):
+                result = await self._run_once(request, f"{number}-{attempt}", attempt > 0, cluster)
+                if not result.get("killed"):
+                    break
+                log.warning("%s: %s, attempt %d of %d", request["name"], result["why"], attempt + 1, limit + 1)
+        except ClusterError as error:
+            return {"error": f"{request['name']}: {error}"}
+        except Exception as error:  # a fault of ours: say it, with the traceback in the log, and go on
+            log.exception("%s", request["name"])
+            return {"error": f"{request['name']}: internal error: {error!r}"}
+        if result.get("lost"):
+            return {"error": f"{request['name']}: its worker died {limit + 1} times; log: {request['log']}"}
+        if "error" in result:
+            return {key: result[key] for key in ("error", "bad_chunk") if key in result}
+        return {"result": result}
+
+    async def _run_once(self, request: dict[str, Any], suffix: str, again: bool, cluster: Cluster) -> dict[str, Any]:
+        """Run one task on a worker of its own.
+
+        Returns
+        -------
+        dict
+            What `run_dp3` returned; with ``killed``, and ``why`` for the log, if it is worth another attempt.
+        """
+        key = f"{request['name'].replace(' ', '/')}-{suffix}"
+        stage = request["name"].split()[0]
+
+        def needs_s() -> float:
+            # Never more than a new worker can give, or the chunk would wait for ever.
+            return min(self.durations.expected_s(stage), LIFETIME_SHARE * cluster.lifetime_s)
+
+        async with self.slots.take(needs_s, first=again) as worker:
+            began = time.monotonic()
+            result = await self._run_on(worker, request, key, cluster.client)
+            if result.get("killed") and worker in cluster.ends():
+                await asyncio.sleep(KILL_SETTLES_S)
+            elif "error" not in result:
+                self.durations.add(stage, time.monotonic() - began)
+            return result
+
+    async def _run_on(self, worker: str, request: dict[str, Any], key: str, client: Client) -> dict[str, Any]:
+        future = client.submit(
+            *(run_dp3, request, self.dp3_settings),
+            key=key,
+            pure=False,
+            workers=[worker],
+            resources={self.resource: 1},
+        )
+        work = asyncio.ensure_future(_result_of(future))
+        hopeless = self.hopeless
+        lost = self.lost[worker] = asyncio.get_running_loop().create_future()
+        try:
+            await asyncio.wait({work, hopeless, lost}, return_when=asyncio.FIRST_COMPLETED)
+            if work.done():
+                return {"why": "DP3 was killed"} | work.result()
+            if hopeless.done():
+                raise ClusterError(hopeless.result())
+            return {"killed": True, "lost": True, "why": f"its worker {worker} is gone"}
+        except (KilledWorker, Cancelled):
+            return {"killed": True, "lost": True, "why": f"its worker {worker} is going"}
+        finally:
+            del self.lost[worker]
+            if not work.done():
+                work.cancel()
+                await client.cancel([future], force=True)
+            future.release()
+
+
+async def _result_of(future: Any) -> Any:
+    return await future

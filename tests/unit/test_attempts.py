@@ -1,0 +1,139 @@
+import asyncio
+import math
+from types import SimpleNamespace
+
+import pytest
+
+from chunkcal.cluster import attempts
+from chunkcal.cluster.attempts import Attempts
+from chunkcal.cluster.slots import Slots
+
+REQUEST = {"name": "preprocess a t0001", "log": "the log"}
+
+
+class FakeFuture:
+    def __init__(self):
+        self.given = asyncio.get_running_loop().create_future()
+
+    def __await__(self):
+        return self.given.__await__()
+
+    def release(self):
+        pass
+
+
+class Fake:
+    """A cluster of which every step is told by the test."""
+
+    def __init__(self, *workers, limit=1):
+        self.live = dict.fromkeys(workers, math.inf)
+        self.ending = {}
+        self.tasks = []
+        self.cancelled = []
+        self.cluster = SimpleNamespace(client=self, ends=lambda: self.ending, lifetime_s=math.inf)
+        self.slots = Slots(lambda: self.live)
+        self.attempts = Attempts(self.slots, {"worker_failures": limit, "resource": "slot"}, {})
+
+    def submit(self, *_, key, workers, resources, pure):
+        assert resources == {"slot": 1}
+        future = FakeFuture()
+        self.tasks.append((workers[0], key, future.given))
+        return future
+
+    async def cancel(self, futures, force):
+        self.cancelled += futures
+
+    def run(self):
+        return asyncio.ensure_future(self.attempts.run(REQUEST, 7, self.cluster))
+
+    async def task(self, number):
+        for _ in range(20):
+            await asyncio.sleep(0)
+        return self.tasks[number]
+
+
+def test_chunk_of_a_lost_worker_runs_on_another_one():
+    async def main():
+        fake = Fake("w0")
+        reply = fake.run()
+        assert (await fake.task(0))[0] == "w0"
+        fake.live = {"w1": math.inf}
+        fake.attempts.lose_all_but({"w1"})
+        worker, key, given = await fake.task(1)
+        assert worker == "w1"
+        assert key != fake.tasks[0][1]
+        assert len(fake.cancelled) == 1
+        given.set_result({"product": "p"})
+        assert (await reply)["result"]["product"] == "p"
+        assert fake.slots.n_busy == 0
+
+    asyncio.run(main())
+
+
+def test_number_of_attempts_is_limited():
+    async def main():
+        fake = Fake("w0", "w1", limit=1)
+        reply = fake.run()
+        for number in range(2):
+            worker, _, _ = await fake.task(number)
+            del fake.live[worker]
+            fake.attempts.lose_all_but(fake.live)
+        assert await reply == {"error": "preprocess a t0001: its worker died 2 times; log: the log"}
+
+    asyncio.run(main())
+
+
+def test_failure_of_dp3_is_no_reason_for_another_attempt():
+    async def main():
+        fake = Fake("w0")
+        reply = fake.run()
+        (await fake.task(0))[2].set_result({"error": "no such column", "killed": False})
+        assert await reply == {"error": "no such column"}
+        assert len(fake.tasks) == 1
+
+    asyncio.run(main())
+
+
+def test_worker_whose_dp3_was_killed_gets_nothing_for_a_while_if_its_allocation_may_be_over(monkeypatch):
+    monkeypatch.setattr(attempts, "KILL_SETTLES_S", 0.05)
+
+    async def main():
+        fake = Fake("w0")
+        fake.ending = {"w0": 0.0}
+        reply = fake.run()
+        (await fake.task(0))[2].set_result({"error": "killed", "killed": True})
+        with pytest.raises(IndexError):
+            await fake.task(1)
+        await asyncio.sleep(0.1)
+        (await fake.task(1))[2].set_result({"product": "p"})
+        assert "result" in await reply
+
+    asyncio.run(main())
+
+
+def test_given_up_tasks_say_why():
+    async def main():
+        fake = Fake("w0")
+        reply = fake.run()
+        await fake.task(0)
+        fake.attempts.give_up("nobody is left")
+        assert await reply == {"error": "preprocess a t0001: nobody is left"}
+
+    asyncio.run(main())
+
+
+def test_finished_chunks_say_how_long_a_worker_must_last():
+    async def main():
+        fake = Fake("w0")
+        fake.attempts.durations.add("preprocess", 100.0)
+        fake.live = {"w0": 60.0}
+        reply = fake.run()
+        with pytest.raises(IndexError):
+            await fake.task(0)
+        assert fake.slots.too_short() == ["w0"]
+        fake.cluster.lifetime_s = 50.0  # a new worker could not give more: then it is tried
+        fake.slots.wake()
+        (await fake.task(0))[2].set_result({"product": "p"})
+        await reply
+
+    asyncio.run(main())
