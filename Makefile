@@ -4,7 +4,7 @@ VENV   ?= $(CURDIR)/.venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: env test-env demo test test-slurm test-faults lint dry-run format lock clean
+.PHONY: env test-env demo test test-slurm test-faults fuzz lint dry-run format lock clean
 .DELETE_ON_ERROR:
 
 env: $(VENV)/.env ## set up the virtual environment with the locked dependencies
@@ -32,15 +32,18 @@ test: test-env ## run all tests
 	@$(BIN)/python -m pytest
 
 test-slurm: test-env ## run the pipeline on a real SLURM of its own, from Debian's packages (installed if missing)
-	@missing=; for tool in slurmctld slurmd munged qsub; do PATH=$$PATH:/usr/sbin command -v $$tool >/dev/null || missing=yes; done; \
+	@missing=; for tool in slurmctld slurmd munged qsub sshd; do PATH=$$PATH:/usr/sbin command -v $$tool >/dev/null || missing=yes; done; \
 	[ -z "$$missing" ] || { \
 		run=; [ "$$(id -u)" = 0 ] || run=sudo; \
 		$$run apt-get -qq update && \
-		$$run env DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends slurm-wlm munge slurm-wlm-torque; }
+		$$run env DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends slurm-wlm munge slurm-wlm-torque openssh-server; }
 	@$(BIN)/python -m pytest tests/slurm
 
 test-faults: test-env ## try every fault as often as docs/faults.md says (half an hour)
 	@CHUNKCAL_FAULT_REPEATS=full $(BIN)/python -m pytest tests/faults
+
+fuzz: test-env ## try 2,000 configurations that nobody would write
+	@CHUNKCAL_FUZZ_CASES=2000 $(BIN)/python -m pytest tests/fuzz
 
 lint: test-env ## check style of Python, rules and workflow
 	@$(BIN)/ruff check .
@@ -50,6 +53,7 @@ lint: test-env ## check style of Python, rules and workflow
 
 dry-run: env ## show what a run would do
 	@$(BIN)/snakemake --cores 2 --dry-run
+	@$(BIN)/snakemake --profile slurm --dry-run
 
 format: test-env ## rewrite Python and rules in the house style
 	@$(BIN)/ruff check --fix .

@@ -79,14 +79,24 @@ def test_products(finished):
     folder, output = finished
     results = folder / "results"
     assert {path.name for path in (results / "obs").iterdir()} == {
-        *("preprocess", "calibrate", "apply", "fit", "solutions.h5", "flags.tsv", "obs.ms")
+        *(
+            "preprocess",
+            "calibrate",
+            "apply",
+            "fit",
+            "solutions",
+            "quality.json",
+            "quality.passed",
+            "flags.tsv",
+            "obs.ms",
+        )
     }
     assert jobs_of(output)["preprocess_chunk"] == 3
     assert not list(folder.rglob("*.tmp-*"))
     assert processes_of(folder) == []
     record = json.loads((results / "obs/preprocess/t0001.json").read_text())
     assert record["threads"] == 1
-    assert "numthreads=1" in record["argv"]
+    assert "numthreads=1" in record["argv"][0]
     assert record["verified"]["n_slots"] == 4
 
 
@@ -122,8 +132,8 @@ def test_nothing_ends_as_a_success_that_is_none(again, ms):
 
 
 def test_single_products_can_be_asked_for(ms, tmp_path):
-    must_run(tmp_path, config(ms), "results/obs/solutions.h5")
-    assert (tmp_path / "results/obs/solutions.h5").exists()
+    must_run(tmp_path, config(ms), "results/obs/solutions/gain.h5")
+    assert (tmp_path / "results/obs/solutions/gain.h5").exists()
 
 
 def test_only_what_depends_on_a_deleted_chunk_is_made_again(again, ms):
@@ -132,14 +142,15 @@ def test_only_what_depends_on_a_deleted_chunk_is_made_again(again, ms):
     jobs.pop("all", None)
     assert jobs == {"apply_chunk": 1, "fit_chunk": 1, "join_chunks": 1, "merge_flags": 1, "write_report": 1}
 
-    (again / "results/obs/calibrate/t0002.h5").unlink()
-    before = solutions(again / "results/obs/solutions.h5")
+    shutil.rmtree(again / "results/obs/calibrate/t0002")
+    before = solutions(again / "results/obs/solutions/gain.h5")
     jobs = jobs_of(must_run(again, config(ms, keep_chunks=True)))
     jobs.pop("all", None)
     assert jobs.pop("fit_chunk") == 3
-    once = dict.fromkeys(("calibrate_chunk", "merge_solutions", "join_chunks", "merge_flags", "write_report"), 1)
+    judged = ("merge_solutions", "judge_quality", "require_quality")
+    once = dict.fromkeys(("calibrate_chunk", *judged, "join_chunks", "merge_flags", "write_report"), 1)
     assert jobs == {**once, "apply_chunk": 3}
-    assert_same_bits(solutions(again / "results/obs/solutions.h5"), before)
+    assert_same_bits(solutions(again / "results/obs/solutions/gain.h5"), before)
 
 
 def test_intermediates_go_away_and_two_runs_give_the_same_bytes(finished, ms, tmp_path):
@@ -148,8 +159,10 @@ def test_intermediates_go_away_and_two_runs_give_the_same_bytes(finished, ms, tm
         must_run(folder, config(ms, cluster={"n_slots": n_slots}))
         results = folder / "results/obs"
         assert not list(results.glob("*/*.ms"))
-        assert not list(results.glob("*/*.h5"))
-        assert (results / "solutions.h5").read_bytes() == (finished[0] / "results/obs/solutions.h5").read_bytes()
+        assert not list(results.glob("calibrate/*/"))
+        assert (results / "solutions/gain.h5").read_bytes() == (
+            finished[0] / "results/obs/solutions/gain.h5"
+        ).read_bytes()
         assert_same_bits(columns(results / "obs.ms"), columns(finished[0] / "results/obs/obs.ms"))
         assert "Nothing to be done" in must_run(folder, config(ms, cluster={"n_slots": n_slots}))
 
@@ -163,7 +176,7 @@ def test_pre_processing_alone(ms, tmp_path):
 def test_threads_of_a_slot_are_those_of_dp3(ms, tmp_path):
     must_run(tmp_path, config(ms, calibrate=None, cluster={"threads_per_slot": 2}), cores=4)
     record = json.loads((tmp_path / "results/obs/preprocess/t0000.json").read_text())
-    assert "numthreads=2" in record["argv"]
+    assert "numthreads=2" in record["argv"][0]
     assert json.loads((tmp_path / "results/cluster.json").read_text())["n_slots"] == 2
     assert "2 slot(s) of 2 thread(s)" in (tmp_path / "logs/cluster.log").read_text()
 
