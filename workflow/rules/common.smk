@@ -3,6 +3,7 @@
 Everything here is evaluated by each Snakemake process of a run, so it imports nothing that is slow to import.
 """
 
+import glob
 import os
 import subprocess
 import sys
@@ -170,7 +171,7 @@ onsuccess:
 
 
 onerror:
-    client.end_run()
+    interrupted = client.end_run()
     # What there is, for whoever looks for the reason; a report that cannot be made is not worth another message.
-    if os.path.exists(f"{OUT}/plan/observations.json"):
+    if not interrupted and glob.glob(f"{glob.escape(OUT)}/*/preprocess/*.json"):
         subprocess.run([sys.executable, "-m", "chunkcal.cli", "report", OUT], capture_output=True)

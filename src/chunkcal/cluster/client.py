@@ -102,13 +102,21 @@ def _abort_then(previous: Any, folder: Path) -> Any:
     return handler
 
 
-def end_run() -> None:
-    """Stop the cluster of this run, if it was ever started, and remove the state folder."""
+def end_run() -> bool:
+    """Stop the cluster of this run, if it was ever started, and remove the state folder.
+
+    Returns
+    -------
+    bool
+        Whether the user has interrupted the run.
+    """
     folder = os.environ.pop(RUN_VARIABLE, None)
+    interrupted = folder is not None and os.path.exists(os.path.join(folder, "aborted"))
     if folder:
         stop(Path(folder))
         state.remove_shared_folder(Path(folder))
         shutil.rmtree(folder, ignore_errors=True)
+    return interrupted
 
 
 def stop(folder: Path) -> None:
