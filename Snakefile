@@ -1,7 +1,7 @@
 """Pre-process and calibrate MeasurementSets with DP3, in time chunks, on one shared dask cluster.
 
 Data flow: plan -> cluster -> preprocess -> calibrate -> merge -> quality -> apply -> fit -> join -> flags -> image ->
-report.
+report -> provenance.
 """
 
 from snakemake.utils import min_version
@@ -26,6 +26,7 @@ include: "workflow/rules/join.smk"
 include: "workflow/rules/flags.smk"
 include: "workflow/rules/image.smk"
 include: "workflow/rules/report.smk"
+include: "workflow/rules/provenance.smk"
 
 
 rule all:
@@ -35,5 +36,7 @@ rule all:
         [final_solutions(obs, solve) for obs in OBSERVATIONS for solve in SOLVES],
         expand(f"{OUT}/{{obs}}/bands/{{solve}}.h5", obs=BANDS, solve=SOLVES),
         expand(rules.merge_flags.output, obs=OBSERVATIONS),
+        expand(f"{OUT}/{{obs}}/provenance.json", obs=OBSERVATIONS),
         kept_chunks,
         f"{OUT}/report.html",
+        f"{OUT}/ro-crate-metadata.json",

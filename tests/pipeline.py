@@ -17,7 +17,7 @@ import yaml
 from chunkcal import dp3, requests
 from chunkcal.join import dp3_times, join
 from chunkcal.merge import Grid, merge
-from tiny_ms import run_dp3
+from tiny_ms import DP3, dp3_environment, run_dp3
 
 ROOT = Path(__file__).parents[1]
 COLUMNS = ("DATA", "FLAG", "WEIGHT_SPECTRUM", "UVW", "TIME")
@@ -50,6 +50,18 @@ def jobs_of(output: str) -> dict[str, int]:
         if len(words) == 2 and words[0] in ("rule", "localrule", "checkpoint", "localcheckpoint"):
             counts[words[1]] = counts.get(words[1], 0) + 1
     return counts
+
+
+def dp3_of_any_version(folder: Path) -> str:
+    """Make a DP3 that says to be of the version in the file ``version`` beside it."""
+    (folder / "version").write_text("6.6.0")
+    path = folder / "DP3"
+    path.write_text(
+        f'#!/bin/sh\n[ "$1" = -v ] && {{ echo "DP3 $(cat {folder}/version)"; exit 0; }}\n'
+        f'export AIPSPATH={dp3_environment()["AIPSPATH"]}\nexec {sys.executable} {DP3} "$@"\n'
+    )
+    path.chmod(0o755)
+    return str(path)
 
 
 def plain_dp3(folder: Path, *runs: Mapping[str, object]) -> None:

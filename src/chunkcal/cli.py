@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 import chunkcal
-from chunkcal import report, simulate, summary
+from chunkcal import replay, report, simulate, summary, watch
 from chunkcal.cluster import cli as cluster
 from chunkcal.errors import UserError
 
@@ -23,12 +23,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     summary.add_arguments(commands.add_parser("summary", help="say what a run has made and what calibration gained"))
     report.add_arguments(commands.add_parser("report", help="write the report of a run that has not finished"))
     cluster.add_arguments(commands.add_parser("cluster", help="show what would be asked of the batch system"))
+    replay.add_arguments(
+        commands.add_parser("replay", help="make one chunk again and say whether it holds the same bits")
+    )
+    watch.add_arguments(commands.add_parser("watch", help="show how far a run is, while it runs"))
     options = parser.parse_args(arguments)
-    run = {"cluster": cluster.run, "report": report.run, "simulate": simulate.run, "summary": summary.run}[
-        options.command
-    ]
+    modules = {
+        "cluster": cluster,
+        "replay": replay,
+        "report": report,
+        "simulate": simulate,
+        "summary": summary,
+        "watch": watch,
+    }
     try:
-        return run(options)
+        return modules[options.command].run(options)
     except UserError as error:
         print(f"chunkcal: {error}", file=sys.stderr)
         return 1

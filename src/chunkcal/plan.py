@@ -60,7 +60,9 @@ class Plan:
         Path(plan).write_text(json.dumps(self.observations, indent=1) + "\n", encoding="utf-8")
 
 
-def make_plan(observations: Sequence[Mapping[str, Any]], sections: Mapping[str, Any]) -> Plan:
+def make_plan(
+    observations: Sequence[Mapping[str, Any]], sections: Mapping[str, Any], dp3_version: str | None = None
+) -> Plan:
     """Plan all observations.
 
     Parameters
@@ -70,6 +72,8 @@ def make_plan(observations: Sequence[Mapping[str, Any]], sections: Mapping[str, 
     sections
         Of the validated configuration: ``chunks``, ``preprocess``, ``calibrate``, ``apply``, ``quality``,
         ``extra_inputs_dir`` and ``dp3``.
+    dp3_version
+        Goes into each plan: products that another DP3 has made are out of date.
 
     Raises
     ------
@@ -81,7 +85,8 @@ def make_plan(observations: Sequence[Mapping[str, Any]], sections: Mapping[str, 
     pipeline = parse_steps(preprocess.get("steps") or [], preprocess.get("allow_unknown_step_parameters", False))
     command = dp3.find_command((sections.get("dp3") or {}).get("command", "auto"))
     command_is_users = not dp3.is_wheel(command)
-    return Plan({entry["obs"]: plan_observation(entry, pipeline, sections, command_is_users) for entry in observations})
+    plans = {entry["obs"]: plan_observation(entry, pipeline, sections, command_is_users) for entry in observations}
+    return Plan({obs: plan | {"dp3_version": dp3_version} for obs, plan in plans.items()})
 
 
 def plan_observation(

@@ -11,6 +11,8 @@ import os
 from fractions import Fraction
 from typing import Any
 
+from chunkcal import digest
+
 STAGES = ("preprocess", "calibrate", "apply", "fit")
 # Steps that count what they flag (DP3 6.6, base/FlagCounter.cc).
 COUNTING_STEPS = ("preflagger", "uvwflagger", "aoflagger", "madflagger")
@@ -192,6 +194,27 @@ def join_times(plan: dict[str, Any]) -> dict[str, Any] | None:
         "n_slots": plan["data"]["n_slots"],
         "averaging": plan["time_factor"] if averages < 2 else 1,
     }
+
+
+def history(plan: dict[str, Any], *stages: str) -> dict[str, Any]:
+    """Give the arguments of `history.lines`: what all chunks of these stages have in common."""
+    runs = {stage: plan["runs"][stage]["parsets"] for stage in stages if plan["runs"][stage]}
+    return {"runs": runs, "dp3_version": plan["dp3_version"]}
+
+
+def contents(plan: dict[str, Any], stage: str) -> dict[str, str | None]:
+    """Digest what a stage reads besides products of the run: a changed byte there makes its chunks out of date.
+
+    Of the raw MeasurementSet, which may be huge, only ``table.dat`` is looked at, see `digest.of_contents`.
+    """
+    raw = [plan["runs"]["preprocess"]["links"]["in.ms"]] if stage == "preprocess" else []
+    return digest.of_contents([*raw, *user_files(plan, stage)])
+
+
+def user_files(plan: dict[str, Any], stage: str) -> list[str]:
+    """List the user's files that a stage reads: `step_files` and the sky model."""
+    links = plan["runs"][stage]["links"]
+    return sorted({*step_files(plan, stage), *(path for name, path in links.items() if name.endswith(".skymodel"))})
 
 
 def step_files(plan: dict[str, Any], stage: str) -> list[str]:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from chunkcal import products
+from chunkcal import contents, products
 from chunkcal.fit import measure_fit
 from chunkcal.products import ProductError
 
 __all__ = ["ProductError", "verify_product"]
 
 
-def verify_product(work: Path, run: Mapping[str, Any], expect: Mapping[str, Any]) -> dict[str, Any]:
+def verify_product(
+    work: Path, run: Mapping[str, Any], expect: Mapping[str, Any], digests: bool = True
+) -> dict[str, Any]:
     """Verify the product of one DP3 run in its work folder.
 
     Parameters
@@ -26,12 +28,15 @@ def verify_product(work: Path, run: Mapping[str, Any], expect: Mapping[str, Any]
     expect
         As `chunkcal.requests.chunk_request` gives it. A product of the kind ``fit`` is made here, from the model
         visibilities that DP3 has written.
+    digests
+        Whether to digest what the product holds.
 
     Returns
     -------
     dict
         What was found, for the record. For an ms, ``flagged_before`` and ``flagged_after`` as
-        `products.flag_fractions`.
+        `products.flag_fractions`, ``digest`` as `contents.of_ms`. For h5parms, ``digest`` is `contents.of_h5parm` by
+        solve.
 
     Raises
     ------
@@ -41,12 +46,11 @@ def verify_product(work: Path, run: Mapping[str, Any], expect: Mapping[str, Any]
     product, before = work / run["product"], work / "in.ms"
     if expect["kind"] == "h5parms":
         has_data = products.flag_fractions(before)["total"] < 1
-        return {
-            "solves": {
-                name: products.verify_h5parm(product / f"{name}.h5", solve, has_data)
-                for name, solve in expect["solves"].items()
-            }
+        paths = {name: product / f"{name}.h5" for name in expect["solves"]}
+        solves = {
+            name: products.verify_h5parm(paths[name], solve, has_data) for name, solve in expect["solves"].items()
         }
+        return {"solves": solves} | _digest(digests, lambda: {n: contents.of_h5parm(path) for n, path in paths.items()})
     if expect["kind"] == "fit":
         residual = work / "residual.ms"
         found = measure_fit(before, work / "corrected.ms", work / "model.ms", residual if residual.exists() else None)
@@ -62,4 +66,8 @@ def verify_product(work: Path, run: Mapping[str, Any], expect: Mapping[str, Any]
     found["flagged_after"] = found.pop("flagged")
     if "row_start" in expect:
         found["flagged_before"] = products.flag_fractions(before, expect["row_start"], expect["n_rows"])
-    return found
+    return found | _digest(digests, lambda: contents.of_ms(product))
+
+
+def _digest(wanted: bool, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    return {"digest": make()} if wanted else {}

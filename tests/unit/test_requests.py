@@ -187,3 +187,27 @@ def test_import_is_cheap():
     modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     for heavy in ("'casacore'", "'numpy'", "'pandas'", "'h5py'", "'chunkcal.ms'"):
         assert heavy not in modules
+
+
+def test_what_makes_a_chunk_out_of_date_besides_its_parset(tmp_path):
+    plan = make_plan(dp3_version="6.6.0")
+    for name in ("sky.skymodel", "p.h5", "my.h5"):
+        (tmp_path / name).write_text(name)
+    (tmp_path / "x.ms").mkdir()
+    (tmp_path / "x.ms/table.dat").write_text("x")
+    runs = plan["runs"]
+    runs["preprocess"] |= {"links": {"in.ms": str(tmp_path / "x.ms")}, "files": [str(tmp_path / "my.h5")]}
+    runs["calibrate"]["links"] = {"sky.skymodel": str(tmp_path / "sky.skymodel"), "pre1.h5": str(tmp_path / "p.h5")}
+    assert set(requests.contents(plan, "preprocess")) == {str(tmp_path / name) for name in ("x.ms", "my.h5")}
+    before = requests.contents(plan, "calibrate")
+    assert set(before) == {str(tmp_path / name) for name in ("sky.skymodel", "p.h5")}
+    (tmp_path / "sky.skymodel").write_text("sky.skymodem")
+    after = requests.contents(plan, "calibrate")
+    assert [path for path in after if after[path] != before[path]] == [str(tmp_path / "sky.skymodel")]
+
+
+def test_history_is_that_of_all_chunks():
+    plan = make_plan(dp3_version="6.6.0")
+    plan["runs"]["apply"] = None
+    found = requests.history(plan, "preprocess", "apply")
+    assert found == {"runs": {"preprocess": plan["runs"]["preprocess"]["parsets"]}, "dp3_version": "6.6.0"}

@@ -8,7 +8,7 @@ rule calibrate_chunk:
     input:
         cluster=ancient(rules.start_cluster.output[0]),
         ms=rules.preprocess_chunk.output.product,
-        sky_model=lambda wildcards: OBSERVATIONS[wildcards.obs]["sky_model"],
+        sky_model=lambda wildcards: given(OBSERVATIONS[wildcards.obs]["sky_model"]),
         files=step_files("calibrate"),
     output:
         product=intermediate(directory(f"{OUT}/{{obs}}/calibrate/{{chunk}}")),

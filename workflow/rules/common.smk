@@ -8,9 +8,10 @@ import os
 import subprocess
 import sys
 from functools import lru_cache
+from pathlib import Path
 
-from chunkcal import requests, wsclean
-from chunkcal.cluster import client
+from chunkcal import digest, progress, requests, versions, wsclean
+from chunkcal.cluster import client, state
 from chunkcal.cluster.state import BATCH_BACKENDS, ClusterError
 from chunkcal.config import load_schema, validate
 from chunkcal.errors import UserError
@@ -31,6 +32,11 @@ IMAGE = config["image"]["enabled"]
 WSCLEAN = wsclean.find(config["image"]["command"]) is not None
 # Chunks that fit_chunk looks at, spread over the observation: enough for a figure, cheap beside the calibration.
 FIT_CHUNKS = 4
+PLAN = f"{OUT}/plan/observations.json"
+# Sections of the configuration that the plan is made from.
+PLAN_SECTIONS = {
+    key: config[key] for key in ("chunks", "preprocess", "calibrate", "apply", "quality", "extra_inputs_dir")
+} | {"dp3": {"command": config["dp3"]["command"]}}
 
 
 wildcard_constraints:
@@ -42,6 +48,33 @@ wildcard_constraints:
 def intermediate(path):
     """Mark a chunk product as one that goes away as soon as nothing needs it, unless the user keeps chunks."""
     return path if config["keep_chunks"] else temp(path)
+
+
+def given(path):
+    """Mark a file of the user: its content is compared, in params, so that its time means nothing.
+
+    What the demo makes is no such file: the rules behind it must run when it is made again.
+    """
+    return path if path.startswith("demo/") else ancient(path)
+
+
+def plan_contents(_):
+    """Digest the files that the plan is made from: those that the configuration names, and of the data the table.dat."""
+    rows = OBSERVATIONS.values()
+    named = digest.named_in([PLAN_SECTIONS["preprocess"], PLAN_SECTIONS["calibrate"]], config["extra_inputs_dir"])
+    return digest.of_contents([*(row["ms"] for row in rows), *(row["sky_model"] for row in rows), *named])
+
+
+def wanted_dp3_version():
+    """Give the version of DP3 that products must be made with.
+
+    Where another version is no reason to make anything again, or cannot be told, it is the one of the plan that exists.
+    """
+    version = versions.dp3_here(config["dp3"]["command"]) if config["dp3"]["rerun_on_new_version"] else None
+    if version is None and (plans := state.read_json(Path(PLAN))):
+        # Not from load_plan, which remembers: this plan may be about to be replaced.
+        return next(iter(plans.values())).get("dp3_version")
+    return version or versions.dp3_here(config["dp3"]["command"])
 
 
 @lru_cache(maxsize=1)
@@ -81,13 +114,28 @@ def image_chunk_names(obs):
 
 
 def chunk_request(stage):
-    """Return the params function of a chunk rule: the DP3 run of this stage for the chunk, and what to expect of it."""
-    return lambda wildcards: requests.chunk_request(plan_of(wildcards.obs), stage, wildcards.chunk)
+    """Return the params function of a chunk rule: the DP3 run of this stage for the chunk, and what to expect of it.
+
+    With what makes its product out of date besides: the content of the user's files, and the version of DP3.
+    """
+
+    def request(wildcards):
+        plan = plan_of(wildcards.obs)
+        made_with = {"contents": requests.contents(plan, stage), "dp3_version": plan["dp3_version"]}
+        return requests.chunk_request(plan, stage, wildcards.chunk) | made_with
+
+    return request
 
 
 def step_files(stage):
     """Return the input function for the user's files that the DP3 runs of a stage read: solutions, strategies."""
-    return lambda wildcards: requests.step_files(plan_of(wildcards.obs), stage)
+    return lambda wildcards: [given(path) for path in requests.step_files(plan_of(wildcards.obs), stage)]
+
+
+def chunk_records(wildcards):
+    """List the records of an observation's chunks, of all stages that make its data and solutions."""
+    stages = ("preprocess", "calibrate", "apply") if CALIBRATE else ("preprocess",)
+    return expand(f"{OUT}/{wildcards.obs}/{{stage}}/{{chunk}}.json", stage=stages, chunk=chunk_names(wildcards.obs))
 
 
 def final_solutions(obs, solve):
@@ -151,13 +199,14 @@ onstart:
         workflow.scheduler.job_rate_limiter = None
     settings = {
         "cluster": cluster_settings(),
-        "dp3": config["dp3"],
+        "dp3": config["dp3"] | {"product_digests": config["provenance"]["product_digests"]},
         "on_bad_chunk": config["calibrate"]["on_bad_chunk"] if CALIBRATE else "stop",
     }
     try:
-        client.begin_run(settings, log="logs/cluster.log", output_dir=OUT, slurm_job_name=slurm_job_name())
+        folder = client.begin_run(settings, log="logs/cluster.log", output_dir=OUT, slurm_job_name=slurm_job_name())
     except ClusterError as error:
         sys.exit(f"chunkcal: {error}")
+    progress.report(OUT, folder)
 
 
 onsuccess:

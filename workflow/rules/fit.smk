@@ -10,7 +10,7 @@ rule fit_chunk:
         ms=rules.preprocess_chunk.output.product,
         corrected=rules.apply_chunk.output.product,
         solutions=solutions,
-        sky_model=lambda wildcards: OBSERVATIONS[wildcards.obs]["sky_model"],
+        sky_model=lambda wildcards: given(OBSERVATIONS[wildcards.obs]["sky_model"]),
     output:
         product=f"{OUT}/{{obs}}/fit/{{chunk}}.fit.json",
         record=f"{OUT}/{{obs}}/fit/{{chunk}}.json",

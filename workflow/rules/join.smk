@@ -23,6 +23,7 @@ rule join_chunks:
         mem_mb=grows(4000),
         runtime=grows(60),
     params:
+        history=lambda wildcards: requests.history(plan_of(wildcards.obs), "preprocess", "calibrate", "apply"),
         expects=lambda wildcards: requests.join_expects(plan_of(wildcards.obs)),
         times=lambda wildcards: requests.join_times(plan_of(wildcards.obs)),
     script:

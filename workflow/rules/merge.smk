@@ -22,6 +22,7 @@ rule merge_solutions:
         mem_mb=grows(4000),
         runtime=grows(60),
     params:
+        history=lambda wildcards: requests.history(plan_of(wildcards.obs), "preprocess", "calibrate"),
         grid=lambda wildcards: requests.solution_grid(plan_of(wildcards.obs), wildcards.solve),
     script:
         "../scripts/merge_solutions.py"

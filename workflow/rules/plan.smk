@@ -7,10 +7,10 @@ In: the MeasurementSets and sky models. Out: the chunk table and, per observatio
 checkpoint plan_chunks:
     input:
         ms=[ancient(row["ms"]) for row in OBSERVATIONS.values()],
-        sky_models=[row["sky_model"] for row in OBSERVATIONS.values() if row["sky_model"]],
+        sky_models=[given(row["sky_model"]) for row in OBSERVATIONS.values() if row["sky_model"]],
     output:
         table=f"{OUT}/plan/chunks.tsv",
-        plan=f"{OUT}/plan/observations.json",
+        plan=PLAN,
     log:
         "logs/plan_chunks.log",
     localrule: True
@@ -18,9 +18,9 @@ checkpoint plan_chunks:
         "../envs/chunkcal.yaml"
     params:
         observations=list(OBSERVATIONS.values()),
-        sections={
-            key: config[key]
-            for key in ("chunks", "preprocess", "calibrate", "apply", "quality", "extra_inputs_dir", "dp3")
-        },
+        sections=PLAN_SECTIONS,
+        dp3_version=wanted_dp3_version(),
+        # Looked at by Snakemake alone: other content makes the plan out of date.
+        contents=plan_contents,
     script:
         "../scripts/plan_chunks.py"

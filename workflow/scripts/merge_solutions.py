@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from chunkcal import history
 from chunkcal.cluster.client import FAILED
 from chunkcal.logs import rule_log
 from chunkcal.merge import Grid, merge
@@ -10,3 +11,4 @@ with rule_log(snakemake.log[0]):
     folders, name = [Path(folder) for folder in snakemake.input], f"{snakemake.wildcards.solve}.h5"
     chunks = [None if (folder / FAILED).exists() else folder / name for folder in folders]
     merge(chunks, snakemake.output[0], Grid.of(**snakemake.params.grid))
+    history.add_to_h5parm(snakemake.output[0], history.lines(**snakemake.params.history))

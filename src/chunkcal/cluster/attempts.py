@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
+from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Any
 
 from distributed import Client, KilledWorker
@@ -33,10 +34,19 @@ class Attempts:
         Where the workers come from.
     cluster_settings, dp3_settings
         The sections ``cluster`` and ``dp3`` of the configuration.
+    noted
+        Context that a task is in while it has a slot, by its name.
     """
 
-    def __init__(self, slots: Slots, cluster_settings: Mapping[str, Any], dp3_settings: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        slots: Slots,
+        cluster_settings: Mapping[str, Any],
+        dp3_settings: dict[str, Any],
+        noted: Callable[[str], AbstractAsyncContextManager[None]] = lambda name: nullcontext(),
+    ) -> None:
         self.slots = slots
+        self.noted = noted
         self.limit: int = cluster_settings["worker_failures"]
         self.resource: str = cluster_settings["resource"]
         self.dp3_settings = dp3_settings
@@ -107,7 +117,7 @@ class Attempts:
             # Never more than a new worker can give, or the chunk would wait for ever.
             return min(self.durations.expected_s(stage), LIFETIME_SHARE * cluster.lifetime_s)
 
-        async with self.slots.take(needs_s, first=again) as worker:
+        async with self.slots.take(needs_s, first=again) as worker, self.noted(request["name"]):
             began = time.monotonic()
             result = await self._run_on(worker, request, key, cluster.client)
             if result.get("killed") and worker in cluster.ends():

@@ -25,6 +25,7 @@ from chunkcal.cluster.state import BATCH_BACKENDS, RUN_VARIABLE, ClusterError
 
 # A supervisor that dies under a task is replaced; one task may outlive so many of them.
 MAX_SUPERVISORS_PER_TASK = 3
+STATUS_TIMEOUT_S = 2.0
 
 
 # What stands in the folder of a chunk's h5parms when DP3 has failed on the chunk and calibrate.on_bad_chunk is flag.
@@ -35,7 +36,7 @@ class BadChunk(ClusterError):
     """DP3 has failed on the data of a chunk; on any other machine it would, too."""
 
 
-def begin_run(settings: dict[str, Any], log: str | Path, output_dir: str, slurm_job_name: str | None = None) -> None:
+def begin_run(settings: dict[str, Any], log: str | Path, output_dir: str, slurm_job_name: str | None = None) -> Path:
     """Make the calling process (Snakemake's own) the owner of a new run, and remove what killed runs have left.
 
     Called from ``onstart``, after Snakemake has installed its signal handlers: ours stop the cluster first and then
@@ -51,6 +52,11 @@ def begin_run(settings: dict[str, Any], log: str | Path, output_dir: str, slurm_
         Folder of all products.
     slurm_job_name
         Of the jobs that Snakemake itself submits, if it submits any.
+
+    Returns
+    -------
+    Path
+        The state folder.
 
     Raises
     ------
@@ -75,6 +81,7 @@ def begin_run(settings: dict[str, Any], log: str | Path, output_dir: str, slurm_
         leftovers.watch(names)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _abort_then(signal.getsignal(number), folder))
+    return folder
 
 
 def _preflight(folder: Path) -> None:
@@ -138,6 +145,27 @@ def stop(folder: Path) -> None:
     os.close(process)
     if not ended:
         os.killpg(supervisor["pid"], signal.SIGKILL)
+
+
+def status(folder: Path) -> dict[str, Any] | None:
+    """Ask the supervisor what it is doing; None if there is none, or it does not answer at once.
+
+    Returns
+    -------
+    dict
+        ``n_slots``, ``dashboard``; ``running`` and ``waiting``, lists of ``name``, ``log`` and ``seconds`` (since it
+        began, or was asked for); ``finished``, by stage: number of tasks and their time in slots (s).
+    """
+    connection = _connect(folder)
+    if connection is None:
+        return None
+    with connection, connection.makefile("rb") as answers:
+        connection.settimeout(STATUS_TIMEOUT_S)
+        try:
+            connection.sendall(b'{"do": "status"}\n')
+            return json.loads(answers.readline())
+        except (OSError, ValueError):
+            return None
 
 
 def _connect(folder: Path) -> socket.socket | None:

@@ -149,6 +149,16 @@ def _shared_path(folder: Path) -> Path:
     return Path(read_json(folder / "run.json")["output_dir"], SHARED, folder.name)
 
 
+def find(output_dir: Path) -> Path | None:
+    """Find the state folder of the live run of this user that writes to an output folder."""
+    for base in {tempfile.gettempdir(), "/tmp"}:
+        for folder in Path(base).glob(PREFIX + "*"):
+            run = read_json(folder / "run.json")
+            if run and run.get("output_dir") == str(output_dir) and owner_is_alive(run["owner"]):
+                return folder
+    return None
+
+
 def folder_of_this_run() -> Path:
     """Return the state folder that this process was started under."""
     folder = os.environ.get(RUN_VARIABLE)

@@ -17,6 +17,8 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -52,9 +54,13 @@ class Supervisor:
         self.stopping = asyncio.Event()
         self.close_timeout_s = state.close_timeout_s(self.cluster_settings["backend"])
         self.slots = Slots(self.live_slots)
-        self.attempts = Attempts(self.slots, self.cluster_settings, run["settings"]["dp3"])
+        self.attempts = Attempts(self.slots, self.cluster_settings, run["settings"]["dp3"], self._noted)
         self.last_used = time.monotonic()
         self.n_requests = 0
+        # What is asked for, and what has a slot: name -> log and since when; time in slots by stage.
+        self.asked: dict[str, tuple[str, float]] = {}
+        self.running: dict[str, float] = {}
+        self.finished: dict[str, list[float]] = {}
         self.cluster: Cluster = None
         self.workers: dict[str, Any] = {}
         self.retired: set[str] = set()
@@ -85,6 +91,21 @@ class Supervisor:
             log.info("worker %s ends before any waiting chunk would; it is given up", worker)
             self.retired.add(worker)
             self.cluster.retire(worker)
+
+    def status(self) -> dict[str, Any]:
+        """Describe what is going on; see `client.status`."""
+        now = time.monotonic()
+        tasks: dict[str, list[dict[str, Any]]] = {"running": [], "waiting": []}
+        for name, (path, asked) in self.asked.items():
+            since = self.running.get(name)
+            what, since = ("waiting", asked) if since is None else ("running", since)
+            tasks[what].append({"name": name, "log": path, "seconds": now - since})
+        return {
+            "n_slots": self.count_slots(),
+            "dashboard": self.cluster.dashboard,
+            "finished": self.finished,
+            **tasks,
+        }
 
     def stop(self, reason: str) -> None:
         """Begin to end, whatever is running."""
@@ -266,6 +287,9 @@ class Supervisor:
             message = json.loads(await reader.readline())
             if message["do"] == "stop":
                 self.stop("asked to")
+            elif message["do"] == "status":
+                writer.write(json.dumps(self.status()).encode() + b"\n")
+                await writer.drain()
             elif message["do"] == "run":
                 reply = await self._run_while_wanted(message["request"], reader)
                 if reply is not None:
@@ -279,18 +303,34 @@ class Supervisor:
     async def _run_while_wanted(self, request: dict[str, Any], reader: asyncio.StreamReader) -> dict[str, Any] | None:
         """Run one task; give it up when the client goes away or the supervisor stops (then None)."""
         self.n_requests += 1
+        self.asked[request["name"]] = (request["log"], time.monotonic())
         work = asyncio.ensure_future(self.attempts.run(request, self.n_requests, self.cluster))
         client_gone = asyncio.ensure_future(reader.read(1))
         stopping = asyncio.ensure_future(self.stopping.wait())
         await asyncio.wait({work, client_gone, stopping}, return_when=asyncio.FIRST_COMPLETED)
         client_gone.cancel()
         stopping.cancel()
-        if not work.done():
-            log.info("%s: given up", request["name"])
-            work.cancel()
-            await asyncio.wait({work})
-            return None
-        return work.result()
+        try:
+            if not work.done():
+                log.info("%s: given up", request["name"])
+                work.cancel()
+                await asyncio.wait({work})
+                return None
+            return work.result()
+        finally:
+            self.asked.pop(request["name"], None)
+
+    @asynccontextmanager
+    async def _noted(self, name: str) -> AsyncIterator[None]:
+        """Note for `status` that a task has a slot, and for how long it had it."""
+        began = self.running[name] = time.monotonic()
+        try:
+            yield
+            sums = self.finished.setdefault(name.partition(" ")[0], [0, 0.0])
+            sums[0] += 1
+            sums[1] += time.monotonic() - began
+        finally:
+            self.running.pop(name, None)  # a chunk that is asked for twice, while the first is being given up
 
 
 def _die() -> None:

@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 from distributed import get_worker
 from distributed.core import Status
 
-from chunkcal import dp3, flagsteps, verify
+from chunkcal import dp3, flagsteps, verify, versions
 from chunkcal.cluster import guard
 from chunkcal.cluster.state import THREADS_RESOURCE, read_json
 from chunkcal.dp3log import convergence
@@ -81,7 +81,7 @@ def run_dp3(request: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]
     work = Path(f"{request['output']}.tmp-{uuid.uuid4().hex[:12]}")
     try:
         work.mkdir(parents=True)
-        return _run_in(work, request, settings, str(worker.name), _threads(worker.state), wanted)
+        return run_in(work, request, settings, str(worker.name), _threads(worker.state), wanted)
     except (TaskError, UserError, verify.ProductError, OSError) as error:
         shutil.rmtree(work, ignore_errors=True)
         text = f"{request['name']}: {error}; log: {request['log']}" + _tail(request["log"])
@@ -99,9 +99,34 @@ def _threads(state: Any) -> int:
     return int(state.total_resources.get(THREADS_RESOURCE, state.nthreads))
 
 
-def _run_in(
+def run_in(
     work: Path, request: dict[str, Any], settings: dict[str, Any], worker: str, threads: int, wanted: Any
 ) -> dict[str, Any]:
+    """Run DP3 in a folder and verify what it made; needs no dask.
+
+    Parameters
+    ----------
+    work
+        An empty folder.
+    request, settings
+        As `run_dp3`.
+    worker
+        Name for record and log.
+    threads
+        Threads of DP3.
+    wanted
+        Called now and then; when it says no, DP3 is killed.
+
+    Returns
+    -------
+    dict
+        ``product`` and ``record``.
+
+    Raises
+    ------
+    TaskError, UserError, ProductError, OSError, Cancelled
+        The run failed.
+    """
     run, log_path = request["run"], request["log"]
     for name, target in run["links"].items():
         (work / name).symlink_to(target)
@@ -136,13 +161,15 @@ def _run_in(
             record["argv"].append(argv)
             record["cpu_s"] += usage.get("cpu_s", 0.0)
             record["max_rss_kb"] = max(record["max_rss_kb"], usage.get("max_rss_kb", 0))
-    verified = verify.verify_product(work, run, request["expect"])
+    verified = verify.verify_product(work, run, request["expect"], settings.get("product_digests", True))
     printed = _printed(log_path, begin)
     converged = convergence(printed)
     for name, found in verified.get("solves", {}).items():
         found["convergence"] = converged.get(step_name(name))
     record |= {"end": time.time(), "dp3_version": _version(tuple(command)), "verified": verified}
     record["flag_steps"] = flagsteps.read_steps(printed, work)
+    record["casacore"] = versions.casacore_of_wheel() if dp3.is_wheel(command) else None
+    record["measures"] = versions.measures(environment, settings["measures_dir"])
     return {"product": str(work / run["product"]), "record": record}
 
 

@@ -1,0 +1,86 @@
+"""Digests of what a product holds, not of its files: they stay the same when the same run of DP3 is done again.
+
+The files themselves never do: casacore and HDF5 leave padding and times of the clock in them. BLAKE2b, 128 bits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from typing import Any
+
+import h5py
+import numpy as np
+
+from chunkcal.products import opened
+
+_BLOCK_BYTES = 32 << 20  # of a column in memory at a time
+
+
+def of_ms(path: str | os.PathLike) -> dict[str, str]:
+    """Digest each column of a MeasurementSet's main table.
+
+    Parameters
+    ----------
+    path
+        The MeasurementSet. Columns without values, such as FLAG_CATEGORY, are left out.
+
+    Returns
+    -------
+    dict
+        Hexadecimal digest by name of the column: of its type, the shape of its first cell, and its values in the order
+        of rows, (row, channel, correlation) for visibilities.
+
+    Raises
+    ------
+    ProductError
+        The MeasurementSet cannot be read.
+    """
+    with opened(path) as table:
+        return {name: _of_column(table, name) for name in sorted(table.colnames()) if _has_values(table, name)}
+
+
+def _has_values(table: Any, name: str) -> bool:
+    return table.isscalarcol(name) or (table.nrows() > 0 and table.iscelldefined(name, 0))
+
+
+def _of_column(table: Any, name: str) -> str:
+    whole = hashlib.blake2b(digest_size=16)
+    n_rows = int(table.nrows())
+    first = np.asarray(table.getcell(name, 0)) if n_rows else np.empty(0)
+    whole.update(f"{first.dtype.str if first.dtype.kind not in 'OU' else 'text'} {first.shape}\n".encode())
+    step = max(1, _BLOCK_BYTES // max(1, first.nbytes))
+    for start in range(0, n_rows, step):
+        _update(whole, table.getcol(name, start, min(step, n_rows - start)))
+    return whole.hexdigest()
+
+
+def of_h5parm(path: str | os.PathLike) -> dict[str, str]:
+    """Digest each dataset of an h5parm, and the AXES of those that have them.
+
+    Returns
+    -------
+    dict
+        Hexadecimal digest by path of the dataset, ``sol000/phase000/val``. HISTORY is not part of it.
+    """
+    found: dict[str, str] = {}
+
+    def visit(name: str, item: Any) -> None:
+        if isinstance(item, h5py.Dataset):
+            whole = hashlib.blake2b(digest_size=16)
+            whole.update(f"{item.dtype.str} {item.shape} {item.attrs.get('AXES', b'')!r}\n".encode())
+            _update(whole, item[()])
+            found[name] = whole.hexdigest()
+
+    with h5py.File(path, "r") as file:
+        file.visititems(visit)
+    return found
+
+
+def _update(whole: Any, values: Any) -> None:
+    """Add values, bit for bit; texts, of which numpy holds only pointers, as text."""
+    array = np.ascontiguousarray(values)
+    if array.dtype.kind in "OU":
+        whole.update(repr(array.tolist()).encode("utf-8", "surrogateescape"))
+    else:
+        whole.update(array.view(np.uint8) if array.dtype.kind != "V" else array.tobytes())
