@@ -7,6 +7,7 @@ come and go, and several people may watch one run.
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -39,6 +40,8 @@ def run(args: argparse.Namespace) -> int:
     if first is None:
         raise UserError(f"no run of this machine and user writes to {watcher.results} now; start snakemake first")
     live = sys.stdout.isatty() and not args.quiet
+    # A shell that starts us in the background lets SIGINT be ignored, which Python then leaves so.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         (_show_live if live else _show_lines)(_snapshots(watcher, first, LIVE_PERIOD_S if live else progress.PERIOD_S))
     except KeyboardInterrupt:

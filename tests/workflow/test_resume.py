@@ -12,7 +12,7 @@ from pipeline import dp3_of_any_version, jobs_of, must_run
 SETTINGS = Simulation("lofar", n_stations=4, n_slots=16, n_channels=4, rfi=0.0)
 SOLVES = [{"name": "phase", "mode": "scalarphase", "solint_s": 8}, {"name": "gain", "mode": "diagonal", "solint_s": 16}]
 MS = "results/obs/obs.ms"
-BEHIND_SOLVES = {"merge_solutions": 2, "apply_chunk": 2, "join_chunks": 1}
+BEHIND_SOLVES = {"merge_solutions": 2, "judge_quality": 1, "require_quality": 1, "apply_chunk": 2, "join_chunks": 1}
 
 
 @pytest.fixture(scope="module")
