@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
@@ -300,13 +300,7 @@ def _ddecal(parameters: Mapping[str, Any], given: Input) -> Effect:
     model = [key for key in parameters if key.startswith("idg.")]
     if model or boolean(parameters, "sagecalpredict", False):
         return Effect(inexact="its predict (IDG, SAGECal) is not known to give the same result in time chunks")
-    effect = _solver(parameters, given, propagates=boolean(parameters, "propagatesolutions", False))
-    algorithm = str(parameters.get("solveralgorithm", "directionsolve")).lower()
-    if algorithm != "directionsolve" and not str(parameters.get("mode", "")).lower().endswith("phase"):
-        # Tried with DP3 6.6: each thread has a sum of its own, in single precision.
-        threads = f"solveralgorithm {algorithm} rounds differently with another number of threads per slot (1e-6)"
-        return replace(effect, rounding="; ".join(filter(None, (effect.rounding, threads))))
-    return effect
+    return _solver(parameters, given, propagates=boolean(parameters, "propagatesolutions", False))
 
 
 def _solver(parameters: Mapping[str, Any], given: Input, propagates: bool) -> Effect:

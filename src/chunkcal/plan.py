@@ -195,6 +195,12 @@ def _notes(calibration: Strategy | None, apply: Mapping[str, Any], time_factor: 
                 f"solve {solve.name}: {', '.join(changed)} change what later solves have built on, so that it may be"
                 " corrected for twice or not at all; process the last solve instead, or solve in two runs with preapply"
             )
+    single = [solve.name for solve in calibration.solves if solve.depends_on_threads]
+    if single:
+        notes.append(
+            f"calibrate: DP3 runs with one thread, because {', '.join(single)} would have other bits with more"
+            " (solver_algorithm); take more slots instead of more threads"
+        )
     intervals = sorted({solve.solint for solve in calibration.solves})
     nested = [intervals[0]]
     for interval in intervals[1:]:

@@ -56,7 +56,8 @@ def chunk_request(plan: dict[str, Any], stage: str, chunk: str) -> dict[str, Any
     Returns
     -------
     dict
-        ``run`` (``parsets``, ``links``, ``product``) without the links to products of earlier stages; ``expect``: what
+        ``run`` (``parsets``, ``links``, ``product``, ``threads`` if it is fixed) without the links to products of
+        earlier stages; ``expect``: what
         the product must be, with ``kind`` (``ms``, ``h5parms`` or ``fit``). For h5parms, ``solves`` has ``first_time``
         (MJD s), ``interval_s`` and ``n_solutions`` of each by name. For the others there are ``first_time``,
         ``interval_s`` and ``n_slots``; ``n_baselines`` and ``n_channels``, None if only DP3 can tell; and for the
@@ -75,7 +76,8 @@ def chunk_request(plan: dict[str, Any], stage: str, chunk: str) -> dict[str, Any
     parsets = [{"msin": parset["msin"], **selection, **parset} for parset in run["parsets"]]
     if stage == "preprocess":
         parsets = [parset | _flag_counts(parset) for parset in parsets]
-    return {"run": {"parsets": parsets, "links": run["links"], "product": run["product"]}, "expect": expect}
+    keys = ("links", "product", "threads")
+    return {"run": {"parsets": parsets} | {key: run[key] for key in keys if key in run}, "expect": expect}
 
 
 def _flag_counts(parset: dict[str, str]) -> dict[str, str]:

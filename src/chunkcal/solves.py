@@ -138,6 +138,15 @@ class Solve:
         return len(self.directions) > 1
 
     @property
+    def depends_on_threads(self) -> bool:
+        """Whether another number of threads gives other bits, by 1e-6 (tried with DP3 6.6).
+
+        In DDECal's iterative algorithms each thread has a sum of its own, in single precision.
+        """
+        algorithm = str(self.parameters.get("solveralgorithm", "directionsolve")).lower()
+        return algorithm != "directionsolve" and not self.mode.endswith("phase")
+
+    @property
     def model(self) -> dict[str, Any]:
         """What the solve says about its model."""
         return {key: value for key, value in self.parameters.items() if key in MODEL_KEYS}

@@ -111,8 +111,8 @@ def calibrate_run(strategy: Strategy, extra_inputs_dir: str | None = None) -> di
     Returns
     -------
     dict
-        ``parsets``, ``links``, ``product`` (the folder of the h5parms, one for each solve). The link ``in.ms`` is the
-        caller's to add.
+        ``parsets``, ``links``, ``product`` (the folder of the h5parms, one for each solve); ``threads`` if only that
+        number of threads gives the same bits everywhere. The link ``in.ms`` is the caller's to add.
     """
     links = {SKY: strategy.sky_model}
     parsets = []
@@ -139,7 +139,8 @@ def calibrate_run(strategy: Strategy, extra_inputs_dir: str | None = None) -> di
         # DP3 would write corrected data back to its input; behind a null step it writes nothing (base/DP3.cc).
         parsets.append({"msin": "in.ms", "steps": f"[{','.join(steps)},null]", **values, "null.type": "null"})
         before.append(one)
-    return {"parsets": parsets, "links": links, "product": SOLUTIONS}
+    one_thread = {"threads": 1} if any(solve.depends_on_threads for solve in strategy.solves) else {}
+    return {"parsets": parsets, "links": links, "product": SOLUTIONS, **one_thread}
 
 
 def _solve_values(solve: Solve, step: str, links: dict[str, str], extra_inputs_dir: str | None) -> dict[str, str]:

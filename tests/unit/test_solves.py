@@ -157,8 +157,9 @@ def test_units():
     before = Unit(n_slots=4, time_factors=(4,))
     assert solve().unit(before, GIVEN).n_slots == 20
     assert "starts from the one before" in solve(extra={"propagatesolutions": True}).unit(before, GIVEN).inexact[0]
-    assert "threads per slot" in solve(solver_algorithm="directioniterative").unit(before, GIVEN).rounding[0]
-    assert not solve("scalarphase", solver_algorithm="directioniterative").unit(before, GIVEN).rounding
+    assert solve(solver_algorithm="directioniterative").depends_on_threads
+    assert not solve("scalarphase", solver_algorithm="directioniterative").depends_on_threads
+    assert not solve().depends_on_threads
     assert "amplitude-only" in solve("scalaramplitude").unit(before, GIVEN).rounding[0]
 
 

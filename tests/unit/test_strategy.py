@@ -70,6 +70,12 @@ def test_a_change_of_directions_begins_a_pass_on_corrected_data():
         dp3.parset_text(parset)
 
 
+def test_solves_whose_bits_depend_on_threads_get_one():
+    iterative = {"solver_algorithm": "directioniterative"}
+    assert calibrate_run(strategy(PHASE | PATCHES, GAIN | PATCHES | iterative))["threads"] == 1
+    assert "threads" not in calibrate_run(strategy(PHASE | PATCHES | iterative, GAIN | PATCHES))
+
+
 def test_another_model_begins_a_pass():
     assert len(strategy(PHASE, GAIN | {"extra": {"usebeammodel": True}}).passes) == 2
     assert len(strategy(PHASE, GAIN | {"extra": {"uvmmax": 5000}}).passes) == 1

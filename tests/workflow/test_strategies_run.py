@@ -13,7 +13,8 @@ from tiny_ms import DP3
 
 BANDS = {"low": 145e6, "high": 147e6}
 SETTINGS = Simulation("lofar", n_stations=6, n_slots=24, n_channels=4, n_patches=2, n_sources=2, peak_jy=100, rfi=0)
-PATCHES = {"directions": "patches"}
+# An algorithm whose bits depend on its number of threads, so that it must always have the same.
+PATCHES = {"directions": "patches", "solver_algorithm": "directioniterative"}
 SOLVES = [
     {"name": "phase", "mode": "scalarphase", "solint_s": 4},
     {"name": "gain", "mode": "diagonal", "solint_s": 8, "process": [{"reference": {"station": "auto"}}], **PATCHES},

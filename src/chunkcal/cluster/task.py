@@ -128,6 +128,7 @@ def run_in(
         The run failed.
     """
     run, log_path = request["run"], request["log"]
+    threads = run.get("threads", threads)
     for name, target in run["links"].items():
         (work / name).symlink_to(target)
     if request["expect"]["kind"] == "h5parms":
