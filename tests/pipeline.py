@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -40,6 +41,12 @@ def must_run(folder: Path, config: Mapping[str, Any], *arguments: str, cores: in
     done = snakemake(folder, config, *arguments, cores=cores)
     assert done.returncode == 0, done.stdout[-6000:]
     return done.stdout
+
+
+def complaints(output: str) -> list[str]:
+    """List the lines of a run that are chunkcal's own, but for those about its progress."""
+    progress = re.compile(r"chunkcal: (the cluster's dashboard is |watch the run |planning, since |\w+ \d+/\d+)")
+    return [line for line in output.splitlines() if line.startswith("chunkcal: ") and not progress.match(line)]
 
 
 def jobs_of(output: str) -> dict[str, int]:

@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from pipeline import assert_same_bits, columns, must_run, snakemake, solutions
+from pipeline import assert_same_bits, columns, complaints, must_run, snakemake, solutions
 from tiny_ms import make_ms, write_sky_model
 
 SIZE = 24 << 20
@@ -74,7 +74,7 @@ def test_disk_full(data, disk, tmp_path, count, case, repeat):
     with count(f"disk full during {case}"):
         done = snakemake(work, config)
         assert done.returncode != 0
-        lines = [line for line in done.stdout.splitlines() if line.startswith("chunkcal: ")]
+        lines = complaints(done.stdout)
         assert any(named in line for line in lines), done.stdout[-4000:]
         product = disk / "results/a" / ("preprocess/t0000.ms" if case == "chunk write" else anew[0])
         assert not product.exists()

@@ -78,7 +78,7 @@ def test_pasted_in_it_is_the_same(folder):
 
     from_file = plan({"file": str(folder / "theirs.yaml")})
     assert plan(yaml.safe_load(THEIRS)) == from_file
-    parset = from_file["runs"]["preprocess"]["parset"]
+    parset = from_file["runs"]["preprocess"]["parsets"][0]
     assert parset["steps"] == "[preflagger1,aoflagger2,demixer3,applycal4,averager5]"
     assert parset["applycal4.steps"].strip("[]").split(",")
     assert parset["demixer3.subtractsources"] == "[bright_a,bright_b]"

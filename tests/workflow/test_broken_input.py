@@ -22,7 +22,7 @@ from chunkcal.errors import UserError
 from chunkcal.inputs import resolve_observations
 from chunkcal.logs import rule_log
 from chunkcal.plan import make_plan
-from pipeline import ROOT, must_run, snakemake
+from pipeline import ROOT, complaints, must_run, snakemake
 
 SCHEMA = load_schema(ROOT / "workflow/schemas/config.schema.yaml")
 SOLVE = {"mode": "diagonal", "solint_s": 20}
@@ -409,10 +409,6 @@ def test_no_permission(public, capsys, name):
 # ---- what only a run can tell ---------------------------------------------------------------------------
 
 
-def lines_of(output):
-    return [line for line in output.splitlines() if line.startswith("chunkcal: ")]
-
-
 def assert_nothing_looks_whole(results):
     assert not [path for path in results.rglob("*") if path.suffix in (".ms", ".h5", ".html")]
 
@@ -425,8 +421,8 @@ def test_data_cut_short(folder, tmp_path):
     done = snakemake(tmp_path / "run", config(folder))
     assert done.returncode != 0
     assert "Traceback" not in done.stdout
-    assert lines_of(done.stdout)
-    for line in lines_of(done.stdout):
+    assert complaints(done.stdout)
+    for line in complaints(done.stdout):
         assert re.match(r"chunkcal: preprocess obs t000\d: .*damaged or incomplete; copy it again", line)
     assert_nothing_looks_whole(tmp_path / "run/results")
 
@@ -442,7 +438,7 @@ def test_ms_missing_in_a_folder_of_another_run(folder, tmp_path):
     must_run(tmp_path, config(folder, calibrate=None))
     done = snakemake(tmp_path, config(folder, calibrate=None, input=str(folder / "none.ms")))
     assert done.returncode != 0
-    assert [line for line in lines_of(done.stdout) if f"input: {folder / 'none.ms'} does not exist" in line]
+    assert [line for line in complaints(done.stdout) if f"input: {folder / 'none.ms'} does not exist" in line]
     assert "Traceback" not in done.stdout
     (folder / "obs.ms").rename(folder / "none.ms")
     must_run(tmp_path, config(folder, calibrate=None, input=str(folder / "none.ms")))
@@ -471,7 +467,7 @@ def test_output_that_is_a_file(folder, tmp_path):
     done = snakemake(tmp_path, config(folder, output_dir="file/results"))
     assert done.returncode != 0
     message = "chunkcal: output_dir: file/results cannot be a folder, because "
-    assert lines_of(done.stdout) == [f"{message}{tmp_path / 'file'} is none; choose another one"]
+    assert complaints(done.stdout) == [f"{message}{tmp_path / 'file'} is none; choose another one"]
     assert "Traceback" not in done.stdout
 
 
@@ -498,7 +494,7 @@ def test_output_that_is_read_only(folder, tmp_path, mounted):
     disk = mounted("disk", "ro")
     done = snakemake(tmp_path / "run", config(folder, output_dir=str(disk / "results")))
     assert done.returncode != 0
-    assert [line for line in lines_of(done.stdout) if f"output_dir: {disk} cannot be written to" in line]
+    assert [line for line in complaints(done.stdout) if f"output_dir: {disk} cannot be written to" in line]
     assert "Traceback" not in done.stdout
 
 
@@ -506,7 +502,9 @@ def test_a_full_disk(folder, tmp_path, mounted):
     disk = mounted("disk", "size=400k")
     done = snakemake(tmp_path / "run", config(folder, output_dir=str(disk / "results")))
     assert done.returncode != 0
-    assert lines_of(done.stdout)
-    assert all("disk is full" in line or "No space left" in line for line in lines_of(done.stdout)), done.stdout[-3000:]
+    assert complaints(done.stdout)
+    assert all("disk is full" in line or "No space left" in line for line in complaints(done.stdout)), done.stdout[
+        -3000:
+    ]
     assert "Traceback" not in done.stdout
     assert_nothing_looks_whole(disk)
