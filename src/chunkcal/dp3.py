@@ -235,20 +235,26 @@ def version(command: Sequence[str], timeout_s: float = 60.0) -> str:
     """
     env = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
     try:
-        done = subprocess.run(
+        process = subprocess.Popen(
             [*command, "-v"],
             env=env,
             stdin=subprocess.DEVNULL,
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
             text=True,
-            timeout=timeout_s,
-            check=False,
+            start_new_session=True,  # what a wrapper script has started must go with it
         )
+        try:
+            answer, _ = process.communicate(timeout=timeout_s)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+            raise
     except (OSError, subprocess.TimeoutExpired) as error:
         raise UserError(f"DP3 does not start: {shlex.join(command)} -v: {error}") from None
-    match = re.search(r"DP3 +(\d[\w.+-]*)", done.stdout + done.stderr)
+    match = re.search(r"DP3 +(\d[\w.+-]*)", answer)
     if match is None:
-        last = (done.stdout + done.stderr).strip().splitlines()[-1:] or ["no output"]
+        last = answer.strip().splitlines()[-1:] or ["no output"]
         raise UserError(f"{shlex.join(command)} -v does not answer like DP3: {last[0]}")
     return match.group(1)
 

@@ -16,6 +16,8 @@ import chunkcal
 from chunkcal import dp3
 from chunkcal.errors import UserError
 
+# A DP3 that takes longer to say its version must not hold up the start of a run.
+ANSWER_TIMEOUT_S = 10.0
 # Tables of casacore's measures data that change: Earth orientation and leap seconds.
 _MEASURES = ("IERSeop97", "IERSpredict", "TAI_UTC")
 
@@ -64,7 +66,7 @@ def dp3_here(setting: str | Sequence[str] | None) -> str | None:
         command = dp3.find_command(setting)
         if dp3.is_wheel(command):
             return metadata.version("dp3")
-        return dp3.version(command)
+        return dp3.version(command, ANSWER_TIMEOUT_S)
     except (UserError, metadata.PackageNotFoundError):
         return None
 

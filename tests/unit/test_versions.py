@@ -1,5 +1,6 @@
 import re
 import subprocess
+import time
 from importlib import metadata
 
 import pytest
@@ -45,6 +46,16 @@ def test_version_of_another_dp3(tmp_path, answer, version):
     command.chmod(0o755)
     assert versions.dp3_here(str(command)) == version
     assert versions.dp3_here("/no/such/DP3") is None
+
+
+def test_dp3_that_does_not_answer_holds_nothing_up(tmp_path, monkeypatch):
+    monkeypatch.setattr(versions, "ANSWER_TIMEOUT_S", 0.3)
+    command = tmp_path / "DP3"
+    command.write_text("#!/bin/sh\nsleep 60; echo DP3 6.6.0\n")
+    command.chmod(0o755)
+    began = time.monotonic()
+    assert versions.dp3_here(str(command)) is None
+    assert time.monotonic() - began < 30
 
 
 def test_casacore_of_the_wheel():

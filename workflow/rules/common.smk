@@ -70,11 +70,12 @@ def wanted_dp3_version():
 
     Where another version is no reason to make anything again, or cannot be told, it is the one of the plan that exists.
     """
-    version = versions.dp3_here(config["dp3"]["command"]) if config["dp3"]["rerun_on_new_version"] else None
-    if version is None and (plans := state.read_json(Path(PLAN))):
-        # Not from load_plan, which remembers: this plan may be about to be replaced.
-        return next(iter(plans.values())).get("dp3_version")
-    return version or versions.dp3_here(config["dp3"]["command"])
+    # Not from load_plan, which remembers: this plan may be about to be replaced.
+    plans = state.read_json(Path(PLAN))
+    planned = next(iter(plans.values())).get("dp3_version") if plans else None
+    if planned and not config["dp3"]["rerun_on_new_version"]:
+        return planned
+    return versions.dp3_here(config["dp3"]["command"]) or planned
 
 
 @lru_cache(maxsize=1)
