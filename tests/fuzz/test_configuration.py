@@ -296,8 +296,9 @@ def test_every_key_with_numbers_that_nobody_means(folder, here, path):
     for number in NUMBERS:
         config = copy.deepcopy(base)
         parent = config
-        for name in path[:-1]:
-            parent = parent[name] if isinstance(name, int) else parent.setdefault(name, {})
+        for name, behind in zip(path, path[1:], strict=False):
+            empty = [{}] if isinstance(behind, int) else {}
+            parent = parent[name] if isinstance(name, int) else parent.setdefault(name, empty)
         parent[path[-1]] = number
         unnamed = [line for line in refusals(config) if not is_named(line, folder, here)]
         assert unnamed == []
