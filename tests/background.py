@@ -37,7 +37,9 @@ class Run:
         self.mark = f"CHUNKCAL_TEST_RUN={folder}\0".encode()
         slow = folder / "DP3"
         measures = dp3_environment()["AIPSPATH"]
-        slow.write_text(f'#!/bin/sh\nsleep {slow_s}\nexport AIPSPATH={measures}\nexec {sys.executable} {DP3} "$@"\n')
+        # Asked for its version it answers at once.
+        start = f'#!/bin/sh\nexport AIPSPATH={measures}\n[ "$1" != -v ] || exec {sys.executable} {DP3} -v'
+        slow.write_text(f'{start}\nsleep {slow_s}\nexec {sys.executable} {DP3} "$@"\n')
         slow.chmod(0o755)
         self.config = {
             "input": [str(ms)],

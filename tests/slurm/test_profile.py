@@ -37,10 +37,10 @@ def test_calibrated_data_have_the_bytes_of_a_local_run(make_run, observation, tm
         assert_same_bits(solutions(run.results / path), solutions(local / path))
     record = json.loads((run.results / "obs/preprocess/t0000.json").read_text())
     assert record["threads"] == 2
-    assert "numthreads=2" in record["argv"]
+    assert "numthreads=2" in record["argv"][0]
     assert (run.folder / "results/cluster.json").stat().st_uid == run.account.user.pw_uid
     assert list((run.folder / "logs/slurm").rglob("*.log")), "heavy rules are jobs of their own"
-    heavy = ("merge_solutions", "join_chunks", "write_report")
+    heavy = ("merge_solutions", "judge_quality", "join_chunks", "write_report")
     assert run.text().count("SLURM jobid") == sum(jobs_of(run.text()).get(rule, 0) for rule in heavy)
 
 
