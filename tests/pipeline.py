@@ -15,9 +15,10 @@ import h5py
 import numpy as np
 import yaml
 
-from chunkcal import dp3, requests
+from chunkcal import dp3
 from chunkcal.join import dp3_times, join
-from chunkcal.merge import Grid, merge
+from chunkcal.planning import requests
+from chunkcal.solutions.merge import Grid, merge
 from tiny_ms import DP3, dp3_environment, run_dp3
 
 ROOT = Path(__file__).parents[1]

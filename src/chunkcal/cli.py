@@ -7,9 +7,11 @@ import sys
 from collections.abc import Sequence
 
 import chunkcal
-from chunkcal import replay, report, simulate, summary, watch
+from chunkcal import simulate
 from chunkcal.cluster import cli as cluster
 from chunkcal.errors import UserError
+from chunkcal.lineage import replay
+from chunkcal.reporting import report, summary, watch
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -11,9 +11,9 @@ from typing import Any
 import yaml
 from jsonschema import Draft202012Validator, ValidationError, validators
 
-from chunkcal import parameters, stepschemas
 from chunkcal.errors import UserError, near_miss, refuse_braces
-from chunkcal.steps import parse_steps
+from chunkcal.planning import parameters, stepschemas
+from chunkcal.planning.steps import parse_steps
 
 CHUNK_LENGTHS = ("length", "duration_s", "n_slots", "count")
 

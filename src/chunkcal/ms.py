@@ -12,8 +12,8 @@ from typing import Any
 import casacore.tables as ct
 import numpy as np
 
-from chunkcal.chunkrules import grid_is_exact
 from chunkcal.errors import UserError
+from chunkcal.planning.chunkrules import grid_is_exact
 
 # DP3's msin.timetolerance. A chunk counts its slots from its own first one, so no two slots may differ by more.
 TIME_TOLERANCE_S = 1e-2

@@ -17,9 +17,9 @@ from pathlib import Path
 import casacore.tables as ct
 import numpy as np
 
-from chunkcal import h5parm
 from chunkcal.errors import UserError
-from chunkcal.flags import FlagCounter
+from chunkcal.flagging.flags import FlagCounter
+from chunkcal.solutions import h5parm
 
 TIME_TOLERANCE_S = 1e-2  # DP3's msin.timetolerance: how far a time slot may be off the grid
 # The MeasurementSet's subtables that DP3 and WSClean read.

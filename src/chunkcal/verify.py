@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from chunkcal import contents, products
+from chunkcal import products
 from chunkcal.fit import measure_fit
+from chunkcal.lineage import contents
 from chunkcal.products import ProductError
 
 __all__ = ["ProductError", "verify_product"]
@@ -26,8 +27,8 @@ def verify_product(
     run
         DP3 run as data; ``product`` names what it made.
     expect
-        As `chunkcal.requests.chunk_request` gives it. A product of the kind ``fit`` is made here, from the model
-        visibilities that DP3 has written.
+        As `chunkcal.planning.requests.chunk_request` gives it. A product of the kind ``fit`` is made here, from the
+        model visibilities that DP3 has written.
     digests
         Whether to digest what the product holds.
 

@@ -18,8 +18,8 @@ import tiny_ms
 from chunkcal.config import load_schema, validate
 from chunkcal.errors import UserError
 from chunkcal.inputs import resolve_observations
-from chunkcal.plan import make_plan
-from chunkcal.stepschemas import table
+from chunkcal.planning.plan import make_plan
+from chunkcal.planning.stepschemas import table
 
 ROOT = Path(__file__).parents[2]
 SCHEMA = load_schema(ROOT / "workflow/schemas/config.schema.yaml")

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 import tiny_ms
-from chunkcal import dp3, requests
-from chunkcal.plan import make_plan
-from chunkcal.solves import MODES
+from chunkcal import dp3
+from chunkcal.planning import requests
+from chunkcal.planning.plan import make_plan
+from chunkcal.planning.solves import MODES
 from pipeline import run_chunks, run_request
 
 LOFAR_INTERVAL = 10.0139008  # not exact in binary

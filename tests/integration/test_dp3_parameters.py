@@ -9,9 +9,9 @@ import pytest
 
 import tiny_ms
 from chunkcal import dp3
-from chunkcal.parameters import value_text
-from chunkcal.steps import REFUSED
-from chunkcal.stepschemas import table
+from chunkcal.planning.parameters import value_text
+from chunkcal.planning.steps import REFUSED
+from chunkcal.planning.stepschemas import table
 
 # What a step must be given to start, and values without which it would not look at others.
 BEAM = {"usebeammodel": True, "beamproximitylimit": 60}

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from chunkcal import dp3
-from chunkcal.plan import make_plan
+from chunkcal.planning.plan import make_plan
 from pipeline import ROOT, assert_same_bits, columns, must_run, plain_dp3, run_chunks, solutions
 
 SHARED = ROOT.parent / "shared/data"

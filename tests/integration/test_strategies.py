@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from chunkcal.config import load_schema, validate
-from chunkcal.plan import make_plan
+from chunkcal.planning.plan import make_plan
 from chunkcal.simulate import Simulation, simulate
 from pipeline import ROOT, assert_same_bits, columns, plain_dp3, run_chunks, solutions
 

@@ -5,7 +5,7 @@ import h5py
 import numpy as np
 import pytest
 
-from chunkcal.plan import make_plan
+from chunkcal.planning.plan import make_plan
 from chunkcal.simulate import Simulation, gain, simulate
 from pipeline import run_chunks
 

@@ -3,10 +3,10 @@ import numpy as np
 import pytest
 
 import tiny_ms
-from chunkcal import h5parm
-from chunkcal.bands import merge_bands
 from chunkcal.errors import UserError
-from chunkcal.h5layout import tables_of
+from chunkcal.solutions import h5parm
+from chunkcal.solutions.bands import merge_bands
+from chunkcal.solutions.h5layout import tables_of
 from tiny_h5parm import arrays, solve, write
 
 BANDS = {"low": [140e6, 141e6], "mid": [142e6, 143e6], "high": [144e6, 145e6]}

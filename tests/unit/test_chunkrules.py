@@ -1,7 +1,7 @@
 import pytest
 
-from chunkcal.chunkrules import STEP_TYPES, Input, averaging_steps, combine, effect_of, grid_is_exact
 from chunkcal.errors import UserError
+from chunkcal.planning.chunkrules import STEP_TYPES, Input, averaging_steps, combine, effect_of, grid_is_exact
 
 EXACT = Input(interval_s=4.0, n_slots=100)
 

@@ -3,7 +3,7 @@ import h5py
 import numpy as np
 import pytest
 
-from chunkcal import contents
+from chunkcal.lineage import contents
 from chunkcal.products import ProductError
 
 

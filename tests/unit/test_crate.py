@@ -4,7 +4,7 @@ import warnings
 import pytest
 from rocrate.rocrate import ROCrate
 
-from chunkcal.crate import PROFILES, write_crate
+from chunkcal.lineage.crate import PROFILES, write_crate
 
 
 @pytest.fixture

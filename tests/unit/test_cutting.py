@@ -3,13 +3,13 @@ import dataclasses
 import pytest
 from test_steps import OBSERVATION
 
-from chunkcal.chunkrules import Unit
-from chunkcal.cutting import boundary_unit, choose_length, cut, refuse_inexact
 from chunkcal.errors import UserError
-from chunkcal.skymodel import SkyModel
-from chunkcal.solves import SolveInput, resolve_solve
-from chunkcal.stepdefaults import with_defaults
-from chunkcal.steps import parse_steps
+from chunkcal.planning.chunkrules import Unit
+from chunkcal.planning.cutting import boundary_unit, choose_length, cut, refuse_inexact
+from chunkcal.planning.skymodel import SkyModel
+from chunkcal.planning.solves import SolveInput, resolve_solve
+from chunkcal.planning.stepdefaults import with_defaults
+from chunkcal.planning.steps import parse_steps
 
 
 def observation(**values):

@@ -2,7 +2,7 @@ import hashlib
 import os
 import subprocess
 
-from chunkcal import digest
+from chunkcal.lineage import digest
 
 
 def test_file_is_what_sha256sum_says_also_after_a_change_that_keeps_size_and_time(tmp_path):

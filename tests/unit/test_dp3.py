@@ -118,7 +118,7 @@ def test_dp3_uses_the_measures_folder_of_the_user(tmp_path):
 
 
 def test_importing_is_cheap_and_safe():
-    code = "import sys, chunkcal.dp3, chunkcal.requests; print(sorted(sys.modules))"
+    code = "import sys, chunkcal.dp3, chunkcal.planning.requests; print(sorted(sys.modules))"
     modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     for heavy in ("'casacore'", "'dp3'", "'numpy'", "'pandas'", "'h5py'"):
         assert heavy not in modules

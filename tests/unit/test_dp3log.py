@@ -8,8 +8,8 @@ import pytest
 
 import tiny_ms
 from chunkcal.dp3log import convergence
-from chunkcal.merge import merge
 from chunkcal.quality import describe, judge
+from chunkcal.solutions.merge import merge
 
 N_SLOTS, SEAM = 24, 12
 

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from chunkcal import plots
-from chunkcal.figures import Budget, gantt_figure, image_figure, solution_figures
-from chunkcal.results import Clock, Task
+from chunkcal.reporting.figures import Budget, gantt_figure, image_figure, solution_figures
+from chunkcal.reporting.results import Clock, Task
 from h5parms import write_h5
 
 SPAN = plots.Span(1000, 1120, (1040, 1080), ((1060, 1080),))

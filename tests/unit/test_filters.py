@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from chunkcal import filters
-from chunkcal.filters import Solutions, wrapped
+from chunkcal.solutions import filters
+from chunkcal.solutions.filters import Solutions, wrapped
 
 STEP_S, STEP_HZ = 10.0, 1e6
 

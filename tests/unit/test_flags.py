@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import tiny_ms
-from chunkcal.flags import LENGTH_EDGES_M, FlagCounter, Flags
+from chunkcal.flagging.flags import LENGTH_EDGES_M, FlagCounter, Flags
 from chunkcal.products import flag_fractions
 
 N_SLOTS, N_CHANNELS, N_STATIONS, INTERVAL = 40, 70, 4, 8.0
@@ -103,7 +103,7 @@ def test_a_waterfall_has_flags_where_they_are(ms):
 
 
 def test_many_chunks_take_bounded_memory(monkeypatch, ms):
-    monkeypatch.setattr("chunkcal.flags.MAX_MERGED_BINS", 8)
+    monkeypatch.setattr("chunkcal.flagging.flags.MAX_MERGED_BINS", 8)
     flags = Flags()
     for counts in parts_of(ms, 37):
         flags.add(counts)

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 import tiny_ms
-from chunkcal.flagsteps import FlagSteps, read_steps
-from chunkcal.requests import COUNTING_STEPS
+from chunkcal.flagging.flagsteps import FlagSteps, read_steps
+from chunkcal.planning.requests import COUNTING_STEPS
 
 KEYS = {
     "msin": "in.ms",

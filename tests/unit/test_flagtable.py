@@ -4,9 +4,9 @@ import csv
 
 import pytest
 
-from chunkcal.flags import Flags
-from chunkcal.flagsteps import FlagSteps
-from chunkcal.flagtable import write_table
+from chunkcal.flagging.flags import Flags
+from chunkcal.flagging.flagsteps import FlagSteps
+from chunkcal.flagging.flagtable import write_table
 from flag_counts import flag_counts
 
 

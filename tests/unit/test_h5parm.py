@@ -3,8 +3,8 @@ import numpy as np
 import pytest
 
 import tiny_ms
-from chunkcal import h5parm
 from chunkcal.errors import UserError
+from chunkcal.solutions import h5parm
 from tiny_h5parm import solve, write
 
 # ---- describe and check ---------------------------------------------------------------------------------

@@ -3,7 +3,7 @@ import h5py
 import numpy as np
 import pytest
 
-from chunkcal import history
+from chunkcal.lineage import history
 from tiny_ms import make_ms
 
 RUNS = {"preprocess": [{"msin": "in.ms", "steps": "[]"}]}

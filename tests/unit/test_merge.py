@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 import tiny_ms
-from chunkcal import h5parm
 from chunkcal.errors import UserError
-from chunkcal.merge import Grid, Tile, merge
+from chunkcal.solutions import h5parm
+from chunkcal.solutions.merge import Grid, Tile, merge
 from tiny_h5parm import INTERVAL, SOLINT, arrays, solve, tiles, write
 
 N_SLOTS = 11  # the last solution interval is short

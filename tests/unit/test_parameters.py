@@ -5,7 +5,7 @@ import pytest
 
 from chunkcal import dp3
 from chunkcal.errors import UserError
-from chunkcal.parameters import flatten, link_files, value_text
+from chunkcal.planning.parameters import flatten, link_files, value_text
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,10 @@ import pandas as pd
 import pytest
 
 import tiny_ms
-from chunkcal import dp3, plan, requests
+from chunkcal import dp3
 from chunkcal.errors import UserError
-from chunkcal.plan import make_plan
+from chunkcal.planning import plan, requests
+from chunkcal.planning.plan import make_plan
 
 INTERVAL = 10.0139008
 

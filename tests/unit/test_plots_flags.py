@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from chunkcal import plots
-from chunkcal.flags import Flags
+from chunkcal.flagging.flags import Flags
 from flag_counts import flag_counts
 
 STATIONS = ["a", "b", "c"]

@@ -4,7 +4,8 @@ import h5py
 import numpy as np
 import pytest
 
-from chunkcal import h5parm, plots
+from chunkcal import plots
+from chunkcal.solutions import h5parm
 from h5parms import write_h5
 
 

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 
 import tiny_ms
-from chunkcal import h5parm
 from chunkcal.errors import UserError
-from chunkcal.merge import Grid, merge
-from chunkcal.process import process
+from chunkcal.solutions import h5parm
+from chunkcal.solutions.merge import Grid, merge
+from chunkcal.solutions.process import process
 from tiny_h5parm import ALL_STEPS, INTERVAL, arrays, solve, write
 
 

@@ -6,9 +6,9 @@ import time
 import pytest
 from rich.console import Console
 
-from chunkcal import progress, watch
 from chunkcal.cluster import client, state
-from chunkcal.progress import Cell, Snapshot, Task, Watcher
+from chunkcal.reporting import progress, watch
+from chunkcal.reporting.progress import Cell, Snapshot, Task, Watcher
 
 
 @pytest.fixture

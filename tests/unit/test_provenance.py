@@ -4,8 +4,8 @@ import h5py
 import pytest
 from test_requests import make_plan
 
-from chunkcal import provenance
 from chunkcal.errors import UserError
+from chunkcal.lineage import provenance
 
 CONFIG = {"provenance": {"digest": "metadata"}, "dp3": {"command": "auto"}}
 

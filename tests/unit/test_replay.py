@@ -3,8 +3,8 @@ import json
 import pytest
 from test_provenance import run, write  # noqa: F401
 
-from chunkcal import replay
 from chunkcal.errors import UserError
+from chunkcal.lineage import replay
 
 CHUNKS = {
     stage: {"t0000": {"links": {"in.ms": f"/gone/{stage}/t0000.ms"}}} for stage in ("preprocess", "calibrate", "apply")

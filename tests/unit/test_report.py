@@ -8,8 +8,8 @@ from html.parser import HTMLParser
 import pytest
 
 from chunkcal.errors import UserError
-from chunkcal.report import duration, size, write_report
-from chunkcal.results import Clock, Task, collect, write_flags
+from chunkcal.reporting.report import duration, size, write_report
+from chunkcal.reporting.results import Clock, Task, collect, write_flags
 from flag_counts import flag_counts
 from h5parms import STATIONS, write_h5
 

@@ -5,7 +5,7 @@ import sys
 import pytest
 from casacore.quanta import quantity
 
-from chunkcal import requests
+from chunkcal.planning import requests
 
 
 def make_plan(**changes):
@@ -183,7 +183,7 @@ def test_casacore_reads_start_times():
 
 
 def test_import_is_cheap():
-    code = "import sys, chunkcal.requests; print(sorted(sys.modules))"
+    code = "import sys, chunkcal.planning.requests; print(sorted(sys.modules))"
     modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     for heavy in ("'casacore'", "'numpy'", "'pandas'", "'h5py'", "'chunkcal.ms'"):
         assert heavy not in modules

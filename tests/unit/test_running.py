@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from chunkcal.running import convolved, nanmedian, running_median
+from chunkcal.solutions.running import convolved, nanmedian, running_median
 
 
 def test_nanmedian_is_that_of_numpy():

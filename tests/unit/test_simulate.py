@@ -18,8 +18,8 @@ import pytest
 import tiny_ms
 from chunkcal import simulate as sim
 from chunkcal.errors import UserError
+from chunkcal.planning.skymodel import read_patches
 from chunkcal.simulate import Simulation, SimulationFiles, gain, signal, simulate
-from chunkcal.skymodel import read_patches
 
 SMALL = Simulation(n_stations=6, n_slots=6, n_channels=4, n_sources=6)
 PERFECT = dataclasses.replace(SMALL, noise_jy=0.0, rfi=0.0, tec_tecu=0.0, amplitude_scatter=0.0, static_phase_rad=0.0)

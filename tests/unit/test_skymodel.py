@@ -4,7 +4,7 @@ import pytest
 
 import tiny_ms
 from chunkcal.errors import UserError
-from chunkcal.skymodel import read_patches
+from chunkcal.planning.skymodel import read_patches
 
 LOFAR = Path(__file__).parents[2].parent / "shared" / "data" / "tNDPPP-generic-skymodel.txt"
 HEAD = "FORMAT = Name, Type, Patch, Ra, Dec, I, SpectralIndex='[]', LogarithmicSI, ReferenceFrequency='1.5e8'\n"

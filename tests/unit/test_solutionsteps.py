@@ -1,7 +1,7 @@
 import pytest
 
 from chunkcal.errors import UserError
-from chunkcal.solutionsteps import Flag, Interpolate, Normalise, Reference, Smooth, resolve_steps
+from chunkcal.solutions.solutionsteps import Flag, Interpolate, Normalise, Reference, Smooth, resolve_steps
 from tiny_h5parm import ALL_STEPS
 
 

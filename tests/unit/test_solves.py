@@ -2,10 +2,10 @@ import h5py
 import numpy as np
 import pytest
 
-from chunkcal.chunkrules import Unit
 from chunkcal.errors import UserError
-from chunkcal.skymodel import SkyModel
-from chunkcal.solves import MODES, SolveInput, corrections, resolve_solve
+from chunkcal.planning.chunkrules import Unit
+from chunkcal.planning.skymodel import SkyModel
+from chunkcal.planning.solves import MODES, SolveInput, corrections, resolve_solve
 
 GIVEN = SolveInput(interval_s=8.0, n_slots=100, channel_width_hz=50e3, n_channels=40, stations=("A", "B", "C"))
 SKY = SkyModel(("p1", "0002.2+3139", "p3"), 5)

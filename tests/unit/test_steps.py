@@ -3,11 +3,11 @@ import dataclasses
 import pytest
 
 from chunkcal import dp3
-from chunkcal.chunkrules import STEP_TYPES
 from chunkcal.errors import UserError
 from chunkcal.ms import Observation
-from chunkcal.stepdefaults import Channels, channels_after, default_window, with_defaults
-from chunkcal.steps import REFUSED, parse_steps, preprocess_run
+from chunkcal.planning.chunkrules import STEP_TYPES
+from chunkcal.planning.stepdefaults import Channels, channels_after, default_window, with_defaults
+from chunkcal.planning.steps import REFUSED, parse_steps, preprocess_run
 
 OBSERVATION = Observation(
     name="a",

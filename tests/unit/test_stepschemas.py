@@ -1,9 +1,9 @@
 import pytest
 
-from chunkcal.chunkrules import STEP_TYPES
 from chunkcal.errors import UserError
-from chunkcal.steps import REFUSED, parse_steps
-from chunkcal.stepschemas import _KINDS, check_step, table
+from chunkcal.planning.chunkrules import STEP_TYPES
+from chunkcal.planning.steps import REFUSED, parse_steps
+from chunkcal.planning.stepschemas import _KINDS, check_step, table
 
 
 def problems(step_type, parameters, **options):

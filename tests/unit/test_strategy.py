@@ -2,9 +2,9 @@ import pytest
 
 from chunkcal import dp3
 from chunkcal.errors import UserError
-from chunkcal.skymodel import SkyModel
-from chunkcal.solves import SolveInput
-from chunkcal.strategy import apply_run, calibrate_run, fit_run, resolve_strategy
+from chunkcal.planning.skymodel import SkyModel
+from chunkcal.planning.solves import SolveInput
+from chunkcal.planning.strategy import apply_run, calibrate_run, fit_run, resolve_strategy
 
 GIVEN = SolveInput(interval_s=8.0, n_slots=100, channel_width_hz=50e3, n_channels=40, stations=("A", "B", "C"))
 SKY = SkyModel(("p1", "p2", "p3"), 5)

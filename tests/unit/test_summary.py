@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from chunkcal import summary
 from chunkcal.cli import main
 from chunkcal.errors import UserError
+from chunkcal.reporting import summary
 from flag_counts import flag_counts
 
 

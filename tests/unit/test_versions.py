@@ -6,7 +6,8 @@ from importlib import metadata
 import pytest
 
 import chunkcal
-from chunkcal import dp3, versions
+from chunkcal import dp3
+from chunkcal.lineage import versions
 
 
 def test_software():

@@ -9,7 +9,7 @@ import tiny_ms
 from chunkcal.config import load_schema, validate
 from chunkcal.errors import UserError
 from chunkcal.inputs import resolve_observations
-from chunkcal.plan import make_plan
+from chunkcal.planning.plan import make_plan
 from pipeline import ROOT, columns, must_run
 
 SCHEMA = load_schema(ROOT / "workflow/schemas/config.schema.yaml")

@@ -21,7 +21,7 @@ from chunkcal.config import load_schema, validate
 from chunkcal.errors import UserError
 from chunkcal.inputs import resolve_observations
 from chunkcal.logs import rule_log
-from chunkcal.plan import make_plan
+from chunkcal.planning.plan import make_plan
 from pipeline import ROOT, complaints, must_run, snakemake
 
 SCHEMA = load_schema(ROOT / "workflow/schemas/config.schema.yaml")

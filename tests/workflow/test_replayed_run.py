@@ -10,9 +10,9 @@ import h5py
 import pytest
 from rocrate.rocrate import ROCrate
 
-from chunkcal import contents
 from chunkcal.cli import main
-from chunkcal.crate import PROFILES
+from chunkcal.lineage import contents
+from chunkcal.lineage.crate import PROFILES
 from chunkcal.simulate import Simulation, simulate
 from pipeline import dp3_of_any_version, must_run
 

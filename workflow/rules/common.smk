@@ -10,7 +10,10 @@ import sys
 from functools import lru_cache
 from pathlib import Path
 
-from chunkcal import digest, progress, requests, versions, wsclean
+from chunkcal import wsclean
+from chunkcal.lineage import digest, versions
+from chunkcal.planning import requests
+from chunkcal.reporting import progress
 from chunkcal.cluster import client, state
 from chunkcal.cluster.state import BATCH_BACKENDS, ClusterError
 from chunkcal.config import load_schema, validate

@@ -1,7 +1,7 @@
 """Join the chunk MeasurementSets of one observation."""
 
-from chunkcal import history
 from chunkcal.join import dp3_times, join
+from chunkcal.lineage import history
 from chunkcal.logs import rule_log
 
 with rule_log(snakemake.log[0]):

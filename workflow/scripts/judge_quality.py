@@ -1,8 +1,8 @@
 """Judge the solutions of one observation."""
 
 from chunkcal.logs import rule_log
+from chunkcal.planning.requests import load_plan
 from chunkcal.quality.observation import judge_observation
-from chunkcal.requests import load_plan
 
 with rule_log(snakemake.log[0]):
     obs = snakemake.wildcards.obs

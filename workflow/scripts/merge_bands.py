@@ -1,7 +1,7 @@
 """Merge the solutions of the bands of one observation along frequency."""
 
-from chunkcal.bands import merge_bands
 from chunkcal.logs import rule_log
+from chunkcal.solutions.bands import merge_bands
 
 with rule_log(snakemake.log[0]):
     print(merge_bands(snakemake.input, snakemake.output[0]))

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from chunkcal import history
 from chunkcal.cluster.client import FAILED
+from chunkcal.lineage import history
 from chunkcal.logs import rule_log
-from chunkcal.merge import Grid, merge
+from chunkcal.solutions.merge import Grid, merge
 
 with rule_log(snakemake.log[0]):
     folders, name = [Path(folder) for folder in snakemake.input], f"{snakemake.wildcards.solve}.h5"

@@ -1,7 +1,7 @@
 """Read the observations and cut them into chunks."""
 
 from chunkcal.logs import rule_log
-from chunkcal.plan import make_plan
+from chunkcal.planning.plan import make_plan
 
 with rule_log(snakemake.log[0]):
     plan = make_plan(snakemake.params.observations, snakemake.params.sections, snakemake.params.dp3_version)

@@ -1,6 +1,6 @@
 """Describe the output folder as an RO-Crate."""
 
-from chunkcal.crate import write_crate
+from chunkcal.lineage.crate import write_crate
 from chunkcal.logs import rule_log
 
 with rule_log(snakemake.log[0]):

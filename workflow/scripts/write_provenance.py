@@ -1,7 +1,7 @@
 """Write the provenance of one observation."""
 
+from chunkcal.lineage.provenance import write_provenance
 from chunkcal.logs import rule_log
-from chunkcal.provenance import write_provenance
 
 with rule_log(snakemake.log[0]):
     write_provenance(

@@ -1,7 +1,7 @@
 """Write the report of the run."""
 
 from chunkcal.logs import rule_log
-from chunkcal.report import write_report
+from chunkcal.reporting.report import write_report
 
 with rule_log(snakemake.log[0]):
     write_report(

@@ -304,7 +304,7 @@ def run_chunk(
     name
         ``STAGE OBS CHUNK``, for messages.
     request
-        ``run`` (the DP3 run as data) and ``expect`` (what its product must look like), see `chunkcal.plan`.
+        ``run`` (the DP3 run as data) and ``expect`` (what its product must look like), see `chunkcal.planning.plan`.
     inputs
         Name in the work folder -> path, for the products of earlier stages; added to the run's links.
     output, record, log

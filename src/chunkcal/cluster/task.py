@@ -19,12 +19,14 @@ from typing import Any, BinaryIO
 from distributed import get_worker
 from distributed.core import Status
 
-from chunkcal import dp3, flagsteps, verify, versions
+from chunkcal import dp3, verify
 from chunkcal.cluster import guard
 from chunkcal.cluster.state import THREADS_RESOURCE, read_json
 from chunkcal.dp3log import convergence
 from chunkcal.errors import UserError
-from chunkcal.requests import step_name
+from chunkcal.flagging import flagsteps
+from chunkcal.lineage import versions
+from chunkcal.planning.requests import step_name
 
 POLL_S = 0.2
 TAIL_LINES = 12

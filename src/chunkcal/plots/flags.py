@@ -11,7 +11,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
-from chunkcal.flags import LENGTH_EDGES_M, Flags
+from chunkcal.flagging.flags import LENGTH_EDGES_M, Flags
 from chunkcal.plots.reading import Span
 from chunkcal.plots.style import (
     WIDTH,

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import h5py
 import numpy as np
 
-from chunkcal.h5parm import Soltab
+from chunkcal.solutions.h5parm import Soltab
 
 _BLOCK_VALUES = 1 << 22  # of a solution table in memory at a time
 MAX_WATERFALL = (180, 64)  # times and frequencies of a panel: about its pixels

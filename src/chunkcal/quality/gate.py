@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from chunkcal import h5parm
 from chunkcal.quality import statistics
 from chunkcal.quality.limits import VERDICTS, Limit, limits_from
 from chunkcal.quality.statistics import median
 from chunkcal.quality.tables import Block, Chunks, read_blocks
 from chunkcal.quality.words import percent, times, utc
+from chunkcal.solutions import h5parm
 
 # Stations of one array differ by a factor of a few; one that is weaker than this has no signal, only noise.
 DEAD_AMPLITUDE = 0.05

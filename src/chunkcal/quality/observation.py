@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from chunkcal import requests
 from chunkcal.errors import UserError
+from chunkcal.planning import requests
 from chunkcal.quality.gate import judge
 from chunkcal.quality.words import describe
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 import h5py
 import numpy as np
 
-from chunkcal import h5parm
 from chunkcal.errors import UserError
 from chunkcal.quality.statistics import KINDS, Kind
+from chunkcal.solutions import h5parm
 
 _READ_BYTES = 16 << 20  # what is read at once
 _HELD_BYTES = 256 << 20  # what is held of one table; of more, some directions at a time
@@ -101,7 +101,7 @@ def read_blocks(path: str | os.PathLike) -> Iterator[Block]:
     Raises
     ------
     UserError
-        As `chunkcal.h5parm.describe`; it holds nothing that can be judged.
+        As `chunkcal.solutions.h5parm.describe`; it holds nothing that can be judged.
     """
     with h5parm.opened(path) as file:
         is_empty = True

@@ -11,11 +11,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from chunkcal.chunkrules import Unit
 from chunkcal.errors import UserError
 from chunkcal.ms import Observation
-from chunkcal.solves import Solve, SolveInput
-from chunkcal.steps import Pipeline
+from chunkcal.planning.chunkrules import Unit
+from chunkcal.planning.solves import Solve, SolveInput
+from chunkcal.planning.steps import Pipeline
 
 # Input of a chunk with `length: auto`. A DP3 process costs 0.25 s whatever it does, and a chunk that fails is done
 # again from its start: between these, 0.5 GB is some ten seconds of work.

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from chunkcal.flags import LENGTH_EDGES_M, Flags
-from chunkcal.flagsteps import FlagSteps
+from chunkcal.flagging.flags import LENGTH_EDGES_M, Flags
+from chunkcal.flagging.flagsteps import FlagSteps
 
 COLUMNS = ("stage", "axis", "name", "value", "n_flagged", "n_total", "fraction")
 _MJD_0 = datetime.datetime(1858, 11, 17, tzinfo=datetime.UTC)

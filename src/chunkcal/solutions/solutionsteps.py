@@ -127,7 +127,7 @@ def _refuse_kinds(where: str, step: Step, kinds: Sequence[str]) -> None:
 
 def role_of(kind: str) -> str:
     """Give what solutions of a kind are: their role in `h5parm.ROLES`, but rotation measures are their own."""
-    from chunkcal.h5parm import ROLES  # h5py is slow to import, and most solves have no steps
+    from chunkcal.solutions.h5parm import ROLES  # h5py is slow to import, and most solves have no steps
 
     return kind if kind == "rotationmeasure" else ROLES.get(kind, kind)
 

@@ -12,10 +12,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from chunkcal import chunkrules, h5parm, parameters
 from chunkcal.errors import UserError
-from chunkcal.skymodel import SkyModel
-from chunkcal.solutionsteps import Step, resolve_steps
+from chunkcal.planning import chunkrules, parameters
+from chunkcal.planning.skymodel import SkyModel
+from chunkcal.solutions import h5parm
+from chunkcal.solutions.solutionsteps import Step, resolve_steps
 
 FULL_JONES = ("fulljones",)
 _AMPLITUDE, _PHASE = ("amplitude000",), ("phase000",)

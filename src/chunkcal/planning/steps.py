@@ -12,9 +12,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from chunkcal import chunkrules, dp3, parameters, stepschemas
-from chunkcal.chunkrules import STEP_TYPES, Unit
+from chunkcal import dp3
 from chunkcal.errors import UserError, near_miss
+from chunkcal.planning import chunkrules, parameters, stepschemas
+from chunkcal.planning.chunkrules import STEP_TYPES, Unit
 
 if TYPE_CHECKING:  # the configuration is checked in processes that shall not pay for importing casacore
     from chunkcal.ms import Observation
@@ -197,7 +198,7 @@ def preprocess_run(
     command_is_users : bool
         Whether DP3 is the user's own: then it chooses its aoflagger strategy itself.
     applycal_keys : callable, optional
-        `chunkcal.h5parm.applycal_keys`, which tells how to apply an h5parm.
+        `chunkcal.solutions.h5parm.applycal_keys`, which tells how to apply an h5parm.
 
     Returns
     -------
@@ -277,7 +278,9 @@ def _applycal(
     path = links.get(str(values.get("parmdb", "")), "")
     if not chosen and str(values.get("parmdb", "")).endswith(".h5"):
         if applycal_keys is None:
-            from chunkcal.h5parm import applycal_keys  # h5py is slow to import, and most step lists have no ApplyCal
+            from chunkcal.solutions.h5parm import (
+                applycal_keys,  # h5py is slow to import, and most step lists have no ApplyCal
+            )
         options = {key: values.pop(key, None) for key in ("direction", "interpolation", "solset")}
         keys = applycal_keys(
             path,

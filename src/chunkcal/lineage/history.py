@@ -16,7 +16,7 @@ import h5py
 import numpy as np
 
 import chunkcal
-from chunkcal import versions
+from chunkcal.lineage import versions
 
 _LONGEST_ATTRIBUTE = 60_000  # bytes; HDF5 allows 64 KiB with everything
 _PACKAGES = ("dp3", "h5py", "numpy", "python-casacore")

@@ -13,12 +13,12 @@ from typing import Any
 import h5py
 import numpy as np
 
-from chunkcal import filters
 from chunkcal.errors import UserError
-from chunkcal.filters import AXES, Solutions
-from chunkcal.h5layout import written
-from chunkcal.h5parm import NOT_CORRECTIONS, Soltab, check, describe, opened
-from chunkcal.solutionsteps import (
+from chunkcal.solutions import filters
+from chunkcal.solutions.filters import AXES, Solutions
+from chunkcal.solutions.h5layout import written
+from chunkcal.solutions.h5parm import NOT_CORRECTIONS, Soltab, check, describe, opened
+from chunkcal.solutions.solutionsteps import (
     AUTO,
     Flag,
     Interpolate,

@@ -1,7 +1,7 @@
 """Flag statistics: counts of a chunk as JSON holds them, and their sum over chunks.
 
 Counts are whole numbers of flagged and of all correlations of cross-correlation visibilities, so that sums over chunks
-are exact. What single flagging steps of DP3 do is told by DP3 itself, see `chunkcal.flagsteps`.
+are exact. What single flagging steps of DP3 do is told by DP3 itself, see `chunkcal.flagging.flagsteps`.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from functools import partial
 
 import numpy as np
 
-from chunkcal.running import convolved, nanmedian, running_median
+from chunkcal.solutions.running import convolved, nanmedian, running_median
 
 AXES = ("time", "freq", "ant", "dir", "pol")
 _GAUSSIAN_MAD = 1.4826  # standard deviation / median absolute deviation of Gaussian noise: 1 / Phi^-1(3/4)

@@ -3,7 +3,7 @@
 DP3 6.6 (base/FlagCounter.cc) prints how many visibilities a step has flagged that were not flagged before: exact whole
 numbers. By station and by channel it prints whole percents only, but saves float32 fractions in small tables if
 ``count.save`` asks for them. All are visibilities, not correlations, and include autocorrelations. By time and by
-baseline length DP3 tells nothing; these are counted before and after the stage (`chunkcal.flags`).
+baseline length DP3 tells nothing; these are counted before and after the stage (`chunkcal.flagging.flags`).
 """
 
 from __future__ import annotations

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from chunkcal.errors import UserError
-from chunkcal.flags import Flags
-from chunkcal.flagsteps import FlagSteps
-from chunkcal.flagtable import write_table
-from chunkcal.requests import STAGES
+from chunkcal.flagging.flags import Flags
+from chunkcal.flagging.flagsteps import FlagSteps
+from chunkcal.flagging.flagtable import write_table
+from chunkcal.planning.requests import STAGES
 
 # Without any DP3 run for this long, the run was interrupted and resumed.
 PAUSE_S = 120.0

@@ -14,17 +14,18 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from chunkcal import chunkrules, dp3, requests, stepdefaults, strategy
-from chunkcal.chunkrules import Unit
-from chunkcal.cutting import boundary_unit, choose_length, cut, refuse_inexact
+from chunkcal import dp3
 from chunkcal.errors import UserError
 from chunkcal.ms import Observation, read_observation
+from chunkcal.planning import chunkrules, requests, stepdefaults, strategy
+from chunkcal.planning.chunkrules import Unit
+from chunkcal.planning.cutting import boundary_unit, choose_length, cut, refuse_inexact
+from chunkcal.planning.skymodel import read_patches
+from chunkcal.planning.solves import Solve, SolveInput
+from chunkcal.planning.steps import Pipeline, parse_steps, preprocess_run
+from chunkcal.planning.strategy import Strategy
 from chunkcal.quality.limits import limits_from
-from chunkcal.skymodel import read_patches
-from chunkcal.solutionsteps import name_of
-from chunkcal.solves import Solve, SolveInput
-from chunkcal.steps import Pipeline, parse_steps, preprocess_run
-from chunkcal.strategy import Strategy
+from chunkcal.solutions.solutionsteps import name_of
 
 # Memory of a DP3 process, measured with DP3 6.6: of the program, and of each visibility of a solution interval.
 DP3_BYTES = 91e6

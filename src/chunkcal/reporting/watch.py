@@ -14,9 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from chunkcal import progress
 from chunkcal.errors import UserError
-from chunkcal.progress import Cell, Snapshot
+from chunkcal.reporting import progress
+from chunkcal.reporting.progress import Cell, Snapshot
 
 LIVE_PERIOD_S = 2.0
 

@@ -1,4 +1,7 @@
-"""How every product of an observation was made, in one file: enough to make each chunk again, see `chunkcal.replay`."""
+"""How every product of an observation was made, in one file.
+
+Enough to make each chunk again, see `chunkcal.lineage.replay`.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from chunkcal import contents, digest, requests, versions
 from chunkcal.errors import UserError
+from chunkcal.lineage import contents, digest, versions
+from chunkcal.planning import requests
 
 FORMAT = 1
 STAGES = ("preprocess", "calibrate", "apply")

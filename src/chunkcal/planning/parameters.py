@@ -11,7 +11,7 @@ from typing import Any
 
 from chunkcal import dp3
 from chunkcal.errors import UserError, refuse_braces
-from chunkcal.skymodel import read_patches
+from chunkcal.planning.skymodel import read_patches
 
 # Last part of the keys of DP3 6.6 that name files or folders to read; docs/schemas and the readers in steps/.
 INPUT_FILES = {"coefficients_path", "images", "parmdb", "regions", "skymodel", "source_ms", "sourcedb", "sourcelist"}

@@ -13,8 +13,8 @@ import h5py
 import numpy as np
 
 from chunkcal.errors import UserError
-from chunkcal.h5layout import Member, copy_solutions, create_like, tables_of, written
-from chunkcal.h5parm import FREQUENCY_TOLERANCE_HZ, check, describe, opened
+from chunkcal.solutions.h5layout import Member, copy_solutions, create_like, tables_of, written
+from chunkcal.solutions.h5parm import FREQUENCY_TOLERANCE_HZ, check, describe, opened
 
 # One value of these stands for all frequencies, so values of several bands contradict each other.
 _FITTED_OVER_FREQUENCY = ("tec", "clock", "delay", "rotationmeasure", "error")

@@ -11,11 +11,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from chunkcal import h5parm, parameters
 from chunkcal.errors import UserError
-from chunkcal.requests import step_name
-from chunkcal.skymodel import SkyModel
-from chunkcal.solves import FULL_JONES, Solve, SolveInput, corrections, resolve_solve
+from chunkcal.planning import parameters
+from chunkcal.planning.requests import step_name
+from chunkcal.planning.skymodel import SkyModel
+from chunkcal.planning.solves import FULL_JONES, Solve, SolveInput, corrections, resolve_solve
+from chunkcal.solutions import h5parm
 
 SKY = "sky.skymodel"  # DP3 reads a text sky model only under this ending, or .txt
 SOLUTIONS = "solutions"  # folder of a chunk's h5parms

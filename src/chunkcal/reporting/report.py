@@ -22,10 +22,10 @@ import jinja2
 
 import chunkcal
 from chunkcal import plots
-from chunkcal.figures import Budget, flag_figures, gantt_figure, image_figure, solution_figures, span_of
-from chunkcal.requests import STAGES
-from chunkcal.results import Clock, Flags, Result, Run, collect, collect_folder
-from chunkcal.summary import gain_text, percent
+from chunkcal.planning.requests import STAGES
+from chunkcal.reporting.figures import Budget, flag_figures, gantt_figure, image_figure, solution_figures, span_of
+from chunkcal.reporting.results import Clock, Flags, Result, Run, collect, collect_folder
+from chunkcal.reporting.summary import gain_text, percent
 
 _MJD_0 = datetime.datetime(1858, 11, 17, tzinfo=datetime.UTC)
 _UNIX_0 = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
@@ -100,7 +100,7 @@ def _publish(page: str, output: Path) -> None:
 def render(run: Run, settings: Mapping[str, Any]) -> str:
     """Make the page."""
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        loader=jinja2.FileSystemLoader(Path(chunkcal.__file__).parent / "templates"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

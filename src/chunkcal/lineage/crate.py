@@ -17,7 +17,7 @@ from typing import Any
 from rocrate.model.contextentity import ContextEntity
 from rocrate.rocrate import ROCrate
 
-from chunkcal.provenance import load_provenance
+from chunkcal.lineage.provenance import load_provenance
 
 PROFILES = {
     "https://w3id.org/ro/wfrun/process/0.5": "Process Run Crate",

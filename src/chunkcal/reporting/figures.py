@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from chunkcal import h5parm, plots
+from chunkcal import plots
 from chunkcal.errors import UserError
 from chunkcal.plots import Picture, Span
-from chunkcal.results import Clock, Result, Task
+from chunkcal.reporting.results import Clock, Result, Task
+from chunkcal.solutions import h5parm
 
 _MAX_DIRECTIONS = 8  # pictures per solution table
 _MAX_PICTURE_BYTES = 24 << 20  # of a page; the solutions of further observations are not drawn

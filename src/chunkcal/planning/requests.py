@@ -11,7 +11,7 @@ import os
 from fractions import Fraction
 from typing import Any
 
-from chunkcal import digest
+from chunkcal.lineage import digest
 
 STAGES = ("preprocess", "calibrate", "apply", "fit")
 # Steps that count what they flag (DP3 6.6, base/FlagCounter.cc).
@@ -81,7 +81,7 @@ def chunk_request(plan: dict[str, Any], stage: str, chunk: str) -> dict[str, Any
 
 
 def _flag_counts(parset: dict[str, str]) -> dict[str, str]:
-    """Ask each flagging step to save its fractions, for `chunkcal.flagsteps`."""
+    """Ask each flagging step to save its fractions, for `chunkcal.flagging.flagsteps`."""
     wanted = {}
     for step in parset.get("steps", "").strip("[]").split(","):
         if parset.get(f"{step}.type") in COUNTING_STEPS and not any(key.startswith(f"{step}.count.") for key in parset):

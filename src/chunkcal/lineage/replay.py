@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from chunkcal import contents, digest, versions
 from chunkcal.errors import UserError
+from chunkcal.lineage import contents, digest, versions
+from chunkcal.lineage.provenance import STAGES, load_provenance
 from chunkcal.products import ProductError
-from chunkcal.provenance import STAGES, load_provenance
 
 
 @dataclass(frozen=True)

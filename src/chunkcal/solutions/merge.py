@@ -13,8 +13,8 @@ import h5py
 import numpy as np
 
 from chunkcal.errors import UserError
-from chunkcal.h5layout import TIME_TOLERANCE_S, Member, copy_solutions, create_like, tables_of, written
-from chunkcal.h5parm import axes_of, check, interval_range, opened, solution_times
+from chunkcal.solutions.h5layout import TIME_TOLERANCE_S, Member, copy_solutions, create_like, tables_of, written
+from chunkcal.solutions.h5parm import axes_of, check, interval_range, opened, solution_times
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ import h5py
 import numpy as np
 
 from chunkcal.errors import UserError
-from chunkcal.h5parm import FREQUENCY_TOLERANCE_HZ, axes_of, interval_range, one_line, text_of
+from chunkcal.solutions.h5parm import FREQUENCY_TOLERANCE_HZ, axes_of, interval_range, one_line, text_of
 
 TIME_TOLERANCE_S = 1e-2  # how far off its place DP3 lets a time slot be
 _SPARE_BYTES = 64 << 10  # what HDF5 may need besides

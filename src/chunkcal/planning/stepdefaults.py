@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from chunkcal import chunkrules
 from chunkcal.errors import UserError
 from chunkcal.ms import Observation
-from chunkcal.steps import Pipeline, Step
+from chunkcal.planning import chunkrules
+from chunkcal.planning.steps import Pipeline, Step
 
 # AOFlagger's default window. Longer windows find weaker RFI, but chunks are multiples of the window; 64 slots are
 # 10 min of LOFAR and MeerKAT data at 8 to 10 s. It depends on the observation and the configuration alone: never on a

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from chunkcal.errors import UserError
-from chunkcal.results import Result, collect_folder
+from chunkcal.reporting.results import Result, collect_folder
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,0 +1,1 @@
+"""How products were made, what tells one from another, and made again."""

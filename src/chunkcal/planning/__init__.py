@@ -1,0 +1,1 @@
+"""Cut observations into chunks and turn the configuration into DP3 runs."""

@@ -1,0 +1,1 @@
+"""h5parms: read, merged over chunks and bands, processed."""
