@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 from collections.abc import Iterator
@@ -16,13 +17,21 @@ from chunkcal.errors import UserError
 def rule_log(path: str) -> Iterator[None]:
     """Send standard output and error to `path`; on failure leave one line on the terminal and exit with 1.
 
+    Also what libraries write themselves, such as casacore's warnings. ``sys.__stderr__`` stays the terminal.
+
     A mistake of the user's gets no traceback. Any other error leaves its traceback in the log, and its last line and
     the log's path on the terminal.
     """
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    terminal = sys.stdout, sys.stderr
-    with open(path, "w", buffering=1) as log:
+    python = sys.stdout, sys.stderr, sys.__stderr__
+    for stream in python:
+        stream.flush()
+    saved = {number: os.dup(number) for number in (1, 2)}
+    with open(path, "w", buffering=1) as log, open(os.dup(2), "w", buffering=1) as terminal:
+        for number in saved:
+            os.dup2(log.fileno(), number)
         sys.stdout = sys.stderr = log
+        sys.__stderr__ = terminal
         try:
             yield
         except (UserError, ClusterError) as error:
@@ -33,7 +42,10 @@ def rule_log(path: str) -> Iterator[None]:
         else:
             return
         finally:
-            sys.stdout, sys.stderr = terminal
+            sys.stdout, sys.stderr, sys.__stderr__ = python
+            for number, original in saved.items():
+                os.dup2(original, number)
+                os.close(original)
         log.write(message + "\n")
     print(f"chunkcal: {message}", file=sys.stderr)
     sys.exit(1)

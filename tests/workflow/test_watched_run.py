@@ -7,6 +7,7 @@ import resource
 import signal
 import subprocess
 import sys
+import termios
 
 import pytest
 
@@ -14,6 +15,34 @@ from background import Run, wait_until
 from chunkcal.simulate import Simulation, simulate
 
 COMMAND = [sys.executable, "-m", "chunkcal.cli", "watch"]
+
+
+def on_a_terminal(command, folder, **environment):
+    """Start a command on a terminal of its own; return the process and the terminal's other end."""
+    master, slave = pty.openpty()
+    termios.tcsetwinsize(slave, (30, 100))
+    env = os.environ | {"TERM": "xterm", "CHUNKCAL_TEST_RUN": str(folder)} | environment
+    process = subprocess.Popen(command, cwd=folder, stdin=slave, stdout=slave, stderr=slave, env=env)
+    os.close(slave)
+    return process, master
+
+
+def read_all(master):
+    shown = b""
+    while True:
+        try:
+            piece = os.read(master, 4096)
+        except OSError:  # EIO: the other end is closed
+            break
+        if not piece:
+            break
+        shown += piece
+    os.close(master)
+    return shown.decode()
+
+
+def without_codes(text):
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
 
 
 @pytest.fixture(scope="module")
@@ -32,23 +61,12 @@ def run(ms, tmp_path):
 
 def test_live_view_on_a_terminal_and_lines_without_one(run):
     run.wait_for("guard.py", 2)
-    master, slave = pty.openpty()
-    live = subprocess.Popen([*COMMAND, "results"], cwd=run.folder, stdout=slave, stderr=slave)
-    os.close(slave)
+    live, screen = on_a_terminal([*COMMAND, "results"], run.folder)
     lines = subprocess.Popen([*COMMAND], cwd=run.folder, stdout=subprocess.PIPE, text=True)
-    shown = b""
-    while True:
-        try:
-            piece = os.read(master, 4096)
-        except OSError:  # EIO: the other end is closed
-            break
-        if not piece:
-            break
-        shown += piece
-    os.close(master)
+    shown = read_all(screen)
     assert live.wait(60) == 0
-    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
-    assert b"\x1b[" in shown  # drawn over what was there
+    text = without_codes(shown)
+    assert "\x1b[" in shown  # drawn over what was there
     assert "obs" in text
     assert re.search(r"\d/4 \(2 running", text)
     assert re.search(r"preprocess obs t000\d: \d+ s", text)
@@ -84,3 +102,52 @@ def test_nothing_to_watch(tmp_path):
     done = subprocess.run([*COMMAND, "here"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr.startswith(f"chunkcal: no run of this machine and user writes to {tmp_path}/here now")
+
+
+@pytest.fixture
+def own(ms, tmp_path):
+    """A run that is started on a terminal by the test itself."""
+    run = Run(tmp_path / "run", ms, slow_s=2.0)
+    run.write_config()
+    yield run
+    run.close()
+
+
+def test_snakemake_shows_the_live_view_on_a_terminal(own):
+    process, screen = on_a_terminal(own.command(), own.folder)
+    shown = read_all(screen)
+    text = without_codes(shown)
+    assert process.wait(60) == 0, text
+    assert re.search(r"\d/4 \(2 running", text)
+    assert re.search(r"preprocess obs t000\d: \d+ s", text)
+    assert re.search(r"\d+ of \d+ jobs done; .*join_chunks obs \(\d+ s\)", text)
+    assert re.search(r"dashboard: http://127.0.0.1:\d+/status", text)
+    assert "4/4" in text
+    assert "all chunks are done" in text
+    # Snakemake's own lines are in its log file, and not in the view.
+    (log,) = own.folder.glob(".snakemake/log/*.log")
+    assert "rule preprocess_chunk:" in log.read_text()
+    assert "rule preprocess_chunk:" not in text
+    assert f"Complete log(s): {log}" in text
+    assert shown.count("\x1b[?25l") == shown.count("\x1b[?25h") == 1  # the cursor is back
+
+
+def test_errors_stay_above_the_live_view(own):
+    command = own.folder / "DP3"
+    command.write_text(command.read_text().replace("sleep 2.0", "echo no such luck >&2; exit 3"))
+    process, screen = on_a_terminal(own.command(), own.folder)
+    text = without_codes(read_all(screen))
+    assert process.wait(60) == 1
+    assert re.search(r"chunkcal: preprocess obs t000\d: .*exit status 3", text)
+    assert "Error in rule preprocess_chunk:" in text
+    assert "no such luck" in text
+    assert text.rstrip().endswith("At least one job did not complete successfully.")
+
+
+@pytest.mark.parametrize("words", [["--quiet", "progress"], ["--dry-run"]], ids=" ".join)
+def test_lines_instead_of_the_live_view(own, words):
+    process, screen = on_a_terminal([*own.command(), *words], own.folder)
+    shown = read_all(screen)
+    assert process.wait(60) == 0, shown
+    assert "plan_chunks" in shown
+    assert "\x1b[?25l" not in shown

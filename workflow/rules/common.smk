@@ -13,7 +13,7 @@ from pathlib import Path
 from chunkcal import wsclean
 from chunkcal.lineage import digest, versions
 from chunkcal.planning import requests
-from chunkcal.reporting import progress
+from chunkcal.reporting import progress, terminal
 from chunkcal.cluster import client, state
 from chunkcal.cluster.state import BATCH_BACKENDS, ClusterError
 from chunkcal.config import load_schema, validate
@@ -210,11 +210,13 @@ onstart:
         folder = client.begin_run(settings, log="logs/cluster.log", output_dir=OUT, slurm_job_name=slurm_job_name())
     except ClusterError as error:
         sys.exit(f"chunkcal: {error}")
-    progress.report(OUT, folder)
+    if not terminal.begin(OUT, folder):
+        progress.report(OUT, folder)
 
 
 onsuccess:
     client.end_run()
+    terminal.end()
     # Snakemake 9.27 takes all behind an ancient() output for up to date when the rule that makes it runs again, as after
     # a kill in the wrong moment: nothing must end as a success that is none.
     targets = [path for job in workflow.dag.targetjobs if not job.output for path in job.input]
@@ -225,6 +227,7 @@ onsuccess:
 
 onerror:
     interrupted = client.end_run()
+    terminal.end()
     # What there is, for whoever looks for the reason; a report that cannot be made is not worth another message.
     if not interrupted and glob.glob(f"{glob.escape(OUT)}/*/preprocess/*.json"):
         subprocess.run([sys.executable, "-m", "chunkcal.cli", "report", OUT], capture_output=True)

@@ -200,6 +200,9 @@ def line(snapshot: Snapshot) -> str:
 
 def end_text(snapshot: Snapshot) -> str:
     """Say when the chunks will be done."""
+    total = snapshot.total()
+    if total.total and total.done >= total.total and not total.running and not total.waiting:
+        return "all chunks are done"
     if snapshot.remaining_s is None:
         return "end not known yet"
     minutes = snapshot.remaining_s / 60
