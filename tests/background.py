@@ -36,11 +36,7 @@ class Run:
         self.ms = ms
         self.mark = f"CHUNKCAL_TEST_RUN={folder}\0".encode()
         slow = folder / "DP3"
-        measures = dp3_environment()["AIPSPATH"]
-        # Asked for its version it answers at once.
-        start = f'#!/bin/sh\nexport AIPSPATH={measures}\n[ "$1" != -v ] || exec {sys.executable} {DP3} -v'
-        slow.write_text(f'{start}\nsleep {slow_s}\nexec {sys.executable} {DP3} "$@"\n')
-        slow.chmod(0o755)
+        self.write_slow_dp3(slow, slow_s, f"{sys.executable} {DP3}", dp3_environment()["AIPSPATH"])
         self.config = {
             "input": [str(ms)],
             "chunks": {"n_slots": 2},
@@ -48,17 +44,24 @@ class Run:
             "dp3": {"command": str(slow)},
         } | sections
         self.results = folder / self.config.get("output_dir", "results")
+        self.targets: list[str] = []  # everything
         self.process: subprocess.Popen | None = None
+
+    @staticmethod
+    def write_slow_dp3(path: Path, slow_s: float, dp3: str, measures: str | Path) -> None:
+        """Write a DP3 that first waits; asked for its version it answers at once."""
+        start = f'#!/bin/sh\nexport AIPSPATH={measures}\n[ "$1" != -v ] || exec {dp3} -v'
+        path.write_text(f'{start}\nsleep {slow_s}\nexec {dp3} "$@"\n')
+        path.chmod(0o755)
 
     def write_config(self) -> None:
         """Write what `command` names."""
         (self.folder / "config.yaml").write_text(yaml.safe_dump(self.config))
 
-    @staticmethod
-    def command(cores: int = 2) -> list[str]:
+    def command(self, cores: int = 2) -> list[str]:
         """Give the command line of the run, to be started in its folder."""
         command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile")]
-        return [*command, "--configfile", "config.yaml", "--cores", str(cores)]
+        return [*command, "--configfile", "config.yaml", "--cores", str(cores), *self.targets]
 
     def start(self) -> Run:
         """Start snakemake; do not wait."""

@@ -39,16 +39,16 @@ def account(place):
 
 @pytest.fixture(scope="session")
 def ms(place):
-    """A MeasurementSet of eight chunks."""
+    """A MeasurementSet of six chunks."""
     (place / "input").mkdir()
-    return make_ms(place / "input/a.ms", n_slots=16)
+    return make_ms(place / "input/a.ms", n_slots=12)
 
 
 @pytest.fixture(scope="session")
 def clean(ms, tmp_path_factory):
     """What an undisturbed local run makes of it."""
     folder = tmp_path_factory.mktemp("clean")
-    must_run(folder, {"input": [str(ms)], "chunks": {"n_slots": 2}})
+    must_run(folder, {"input": [str(ms)], "chunks": {"n_slots": 2}}, "results/a/a.ms")
     return columns(folder / "results/a/a.ms")
 
 

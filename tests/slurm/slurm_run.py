@@ -33,7 +33,7 @@ class SlurmRun(Run):
     bed, account
         Where, and as whom.
     heavy_rules_here
-        Spare the executor's slow looks after its jobs where a test is about the workers only.
+        Spare the executor's slow looks after its jobs, and the report, where a test is about the workers only.
     folder, ms, slow_s, sections
         As of `Run`; with `slow_s` None DP3 runs as it comes.
     """
@@ -58,10 +58,7 @@ class SlurmRun(Run):
         else:
             packages = account.python.parent.parent / "lib"
             measures = next(packages.glob("python*/site-packages/casacore"))
-            (folder / "DP3").write_text(
-                f"#!/bin/sh\nsleep {slow_s}\nexport AIPSPATH={measures}\n"
-                f'exec {self.python} {account.python.parent / "DP3.py"} "$@"\n'
-            )
+            self.write_slow_dp3(folder / "DP3", slow_s, f"{self.python} {account.python.parent / 'DP3.py'}", measures)
         account.own(folder)
 
     def environment(self) -> Mapping[str, str]:
@@ -81,7 +78,7 @@ class SlurmRun(Run):
         (self.folder / "config/config.yaml").write_text(yaml.safe_dump(config))
         # The profile's own cluster section lies on top of that file; the command line, key by key, on top of both.
         if self.heavy_rules_here:
-            words = ("--executor", "local", *words)
+            words = ("--executor", "local", *words, "--", f"results/{self.ms.stem}/{self.ms.stem}.ms")
             self.config["cluster"] = {"backend": "slurm"} | self.config["cluster"]
         cluster = f"cluster={json.dumps(self.config['cluster'])}"
         command = [self.python, "-m", "snakemake", "--profile", "slurm", "--config", cluster, *words]

@@ -9,7 +9,7 @@ import pytest
 
 from background import Run, wait_until
 from chunkcal.cluster import state
-from elsewhere import CALIBRATE, count_dp3, local_products, observation, products
+from elsewhere import CALIBRATE, TARGETS, count_dp3, local_products, observation, products
 from pipeline import assert_same_bits
 
 
@@ -25,6 +25,7 @@ class Job(Run):
             "allocation": {"interface": "lo"} | allocation,
         }
         self.config["calibrate"] = CALIBRATE
+        self.targets = TARGETS
 
     def start(self):
         """Submit the job; do not wait."""

@@ -29,7 +29,7 @@ def preempt(bed, job, node):
 
 @pytest.mark.parametrize("take_away", [cancel, down, preempt])
 def test_chunk_of_a_lost_job_runs_again_and_the_job_is_replaced(make_run, bed, clean, up_again, take_away):
-    run = make_run(slow_s=2).start()
+    run = make_run(slow_s=1.5).start()
     job, _, _, node = run.wait_for_chunk_on()
     take_away(bed, job, node)
     run.must_finish()

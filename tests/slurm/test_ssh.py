@@ -13,7 +13,7 @@ import pytest
 
 from background import Run, wait_until
 from chunkcal.cluster import state
-from elsewhere import CALIBRATE, count_dp3, local_products, observation, products, python_of
+from elsewhere import CALIBRATE, TARGETS, count_dp3, local_products, observation, products, python_of
 from pipeline import assert_same_bits
 
 SSHD = shutil.which("sshd", path=f"{os.environ['PATH']}:/usr/sbin")
@@ -75,6 +75,7 @@ def make_run(ms, sshd, tmp_path):
         ssh = {"hosts": ["127.0.0.1"], "connect_options": connect, "processes_per_host": 2, "python": python_of(run)}
         run.config["cluster"] = {"backend": "ssh", "start_timeout_s": start_timeout_s, "ssh": ssh | changes}
         run.config["calibrate"] = CALIBRATE
+        run.targets = TARGETS
         runs.append(run)
         return run
 

@@ -2,13 +2,15 @@
 
 import asyncio
 import json
+import socket
 import stat
+from types import SimpleNamespace
 
 import pytest
 
 from chunkcal.cluster import state
 from chunkcal.cluster.backends import allocation, ssh
-from chunkcal.cluster.backends.ownscheduler import worker_options
+from chunkcal.cluster.backends.ownscheduler import served_by, worker_options
 from chunkcal.cluster.state import ClusterError
 from chunkcal.cluster.tls import as_configuration, make_security
 
@@ -120,3 +122,17 @@ def test_shared_folder_of_a_killed_run_goes_with_the_next(run_folder, tmp_path, 
         state.write_json(left / "run.json", {"owner": state.read_json(run_folder / "run.json")["owner"] | owner})
         state.create({}, tmp_path / "log", tmp_path / "results")
         assert left.exists() == stays
+
+
+@pytest.mark.parametrize(
+    ("asked", "url"),
+    [
+        ("127.0.0.1:0", "http://127.0.0.1:4321/status"),
+        (":8787", f"http://{socket.gethostname()}:4321/status"),
+        ("10.0.0.1:0", "http://10.0.0.1:4321/status"),
+    ],
+)
+def test_dashboard_is_where_it_listens_not_where_the_scheduler_does(asked, url):
+    services = {"dashboard": SimpleNamespace(port=4321)}
+    scheduler = SimpleNamespace(services=services, address="tls://10.0.0.1:99", add_plugin=lambda _: None)
+    assert served_by({"dashboard_address": asked}, scheduler, None, None).dashboard == url

@@ -215,7 +215,7 @@ class Supervisor:
     def _dashboard_line(self) -> str | None:
         """Tell how to look at a dashboard that listens on this machine's loopback only."""
         place = re.match(r"https?://127\.0\.0\.1:(\d+)", self.cluster.dashboard or "")
-        if place is None or self.cluster_settings["backend"] not in state.BATCH_BACKENDS:
+        if place is None or self.cluster_settings["backend"] in ("local", "existing"):
             return None
         return f"dashboard: ssh -L 8787:127.0.0.1:{place[1]} {socket.gethostname()}, then http://127.0.0.1:8787/status"
 

@@ -55,7 +55,7 @@ async def open_allocation(
         security = tls.make_security(shared)
         dask.config.set(tls.as_configuration(security))
         async with (
-            Scheduler(**scheduler_options(security), **place) as scheduler,
+            Scheduler(**scheduler_options(settings, security), **place) as scheduler,
             Client(
                 scheduler.address, security=security, asynchronous=True, set_as_default=False, name="supervisor"
             ) as client,
@@ -63,7 +63,7 @@ async def open_allocation(
             options = worker_options(settings, shared) | place
             step = _Step(srun_argv(settings, job, scheduler.address, options), scheduler)
             keeper = asyncio.ensure_future(step.keep())
-            cluster = served_by(scheduler, client, changed)
+            cluster = served_by(settings, scheduler, client, changed)
 
             async def workers() -> dict[str, Mapping[str, float]]:
                 if keeper.done():

@@ -10,7 +10,7 @@ import math
 import shlex
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +23,12 @@ from distributed import Client
 from distributed.security import Security
 
 from chunkcal.cluster import state
-from chunkcal.cluster.backends.base import Cluster, Watch
+from chunkcal.cluster.backends.base import Cluster
 from chunkcal.cluster.backends.batch import BATCH_SYSTEMS, require_commands
 from chunkcal.cluster.backends.jobkeeper import JobKeeper
+from chunkcal.cluster.backends.ownscheduler import DEATH_TIMEOUT_S, served_by
 from chunkcal.cluster.state import THREADS_RESOURCE, ClusterError
 from chunkcal.cluster.tls import make_security, security_of
-
-# How long a worker tries to reach its scheduler: then its job ends.
-DEATH_TIMEOUT_S = 60
-LOOPBACK = "127.0.0.1:0"
 
 
 @dataclass(frozen=True)
@@ -147,7 +144,7 @@ def make_cluster(settings: Mapping[str, Any], place: Place, security: Security) 
                 "has only letters, digits and _ . + - /"
             )
     n_threads = job["n_cores"] // job["n_processes"]
-    scheduler = {"port": 0, "dashboard_address": LOOPBACK}
+    scheduler = {"port": 0, "dashboard_address": settings["dashboard_address"]}
     if job["scheduler_interface"]:
         scheduler["interface"] = job["scheduler_interface"]
     return cls(
@@ -171,7 +168,7 @@ def make_cluster(settings: Mapping[str, Any], place: Place, security: Security) 
             # DP3 is a process of its own that dask's memory manager cannot see; the batch system watches both.
             *("--memory-limit", "0"),
             # Without an address of its own a worker's HTTP port listens on all interfaces.
-            *("--dashboard-address", LOOPBACK),
+            *("--dashboard-address", "127.0.0.1:0"),
         ],
         protocol="tls://",
         security=security,
@@ -241,17 +238,10 @@ async def _with_jobs(settings: Mapping[str, Any], place: Place, changed: Callabl
             keeper.note_served()
             changed()
 
-        cluster.scheduler.add_plugin(Watch(come_or_gone))
-
-        async def workers() -> dict[str, Mapping[str, float]]:
-            return {worker.address: worker.resources for worker in cluster.scheduler.workers.values()}
-
+        served = served_by(settings, cluster.scheduler, client, come_or_gone)
         async with keeper.keeping():
-            yield Cluster(
-                client,
-                workers,
-                cluster.scheduler_address,
-                cluster.dashboard_link or None,
+            yield replace(
+                served,
                 ends=keeper.ends,
                 lifetime_s=job["walltime_min"] * 60,
                 want=keeper.want,

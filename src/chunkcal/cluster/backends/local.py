@@ -27,8 +27,8 @@ async def open_local(settings: Mapping[str, Any], folder: Path, changed: Callabl
             host="127.0.0.1",
             protocol="tls://",
             security=security,
-            # Port 0 and loopback for both: None opens a port all the same, a worker's even on all interfaces.
-            dashboard_address="127.0.0.1:0",
+            # Addresses for both: None opens a port all the same, a worker's even on all interfaces.
+            dashboard_address=settings["dashboard_address"],
             worker_dashboard_address="127.0.0.1:0",
             # DP3 is a process of its own that dask's memory manager cannot see.
             memory_limit=0,
@@ -37,4 +37,4 @@ async def open_local(settings: Mapping[str, Any], folder: Path, changed: Callabl
         ) as cluster,
         Client(cluster, asynchronous=True, set_as_default=False) as client,
     ):
-        yield served_by(cluster.scheduler, client, changed)
+        yield served_by(settings, cluster.scheduler, client, changed)

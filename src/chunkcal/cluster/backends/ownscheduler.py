@@ -6,6 +6,7 @@ There it dies with the supervisor, and workers that lose their scheduler end.
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,14 @@ from chunkcal.cluster.backends.base import Cluster, Watch
 DEATH_TIMEOUT_S = 60
 
 
-def scheduler_options(security: Security) -> dict[str, Any]:
+def scheduler_options(settings: Mapping[str, Any], security: Security) -> dict[str, Any]:
     """Give the options of a scheduler that only processes with the run's certificate can talk to."""
-    return {"protocol": "tls://", "security": security, "port": 0, "dashboard_address": "127.0.0.1:0"}
+    return {
+        "protocol": "tls://",
+        "security": security,
+        "port": 0,
+        "dashboard_address": settings["dashboard_address"],
+    }
 
 
 def worker_options(settings: Mapping[str, Any], shared: Path) -> dict[str, Any]:
@@ -47,13 +53,17 @@ def guarded(python: list[str]) -> list[str]:
     return [*python, "-m", "chunkcal.cluster.guard", os.devnull, *python]
 
 
-def served_by(scheduler: Scheduler, client: Client, changed: Callable[[], None]) -> Cluster:
+def served_by(
+    settings: Mapping[str, Any], scheduler: Scheduler, client: Client, changed: Callable[[], None]
+) -> Cluster:
     """Describe the cluster around a scheduler of this process; `changed` is called when workers come and go."""
     scheduler.add_plugin(Watch(changed))
 
     async def workers() -> dict[str, Mapping[str, float]]:
         return {worker.address: worker.resources for worker in scheduler.workers.values()}
 
-    # The client would name the scheduler's host, but the dashboard listens on that host's loopback only.
-    dashboard = f"http://127.0.0.1:{scheduler.services['dashboard'].port}/status"
+    # The client would name the scheduler's host, but the dashboard may listen on that host's loopback only.
+    host = settings["dashboard_address"].rpartition(":")[0]
+    host = socket.gethostname() if host in ("", "0.0.0.0") else host
+    dashboard = f"http://{host}:{scheduler.services['dashboard'].port}/status"
     return Cluster(client, workers, scheduler.address, dashboard)

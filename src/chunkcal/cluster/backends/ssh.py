@@ -70,8 +70,9 @@ async def open_ssh(settings: Mapping[str, Any], folder: Path, changed: Callable[
         dask.config.set(tls.as_configuration(security))
         logging.getLogger("asyncssh").setLevel("WARNING")
         logging.getLogger("distributed.deploy.ssh").setLevel("INFO")  # what workers say while they start
+        place = _scheduler_place(ssh, hosts)
         cluster = SpecCluster(
-            scheduler={"cls": Scheduler, "options": scheduler_options(security) | _scheduler_place(ssh, hosts)},
+            scheduler={"cls": Scheduler, "options": scheduler_options(settings, security) | place},
             workers={host.name: _worker_spec(settings, host, options, shared) for host in hosts},
             security=security,
             asynchronous=True,
@@ -85,7 +86,7 @@ async def open_ssh(settings: Mapping[str, Any], folder: Path, changed: Callable[
         async with cluster, Client(cluster, asynchronous=True, set_as_default=False) as client:
             keepers = [asyncio.ensure_future(_keep(cluster, host.name)) for host in hosts]
             try:
-                yield served_by(cluster.scheduler, client, changed)
+                yield served_by(settings, cluster.scheduler, client, changed)
             finally:
                 for keeper in keepers:
                     keeper.cancel()
