@@ -16,7 +16,7 @@ __all__ = ["ProductError", "verify_product"]
 
 
 def verify_product(
-    work: Path, run: Mapping[str, Any], expect: Mapping[str, Any], digests: bool = True
+    work: Path, run: Mapping[str, Any], expect: Mapping[str, Any], digests: bool | str = True
 ) -> dict[str, Any]:
     """Verify the product of one DP3 run in its work folder.
 
@@ -30,7 +30,7 @@ def verify_product(
         As `chunkcal.planning.requests.chunk_request` gives it. A product of the kind ``fit`` is made here, from the
         model visibilities that DP3 has written.
     digests
-        Whether to digest what the product holds.
+        Whether to digest what the product holds; the name of an algorithm of `contents` chooses that one.
 
     Returns
     -------
@@ -51,7 +51,9 @@ def verify_product(
         solves = {
             name: products.verify_h5parm(paths[name], solve, has_data) for name, solve in expect["solves"].items()
         }
-        return {"solves": solves} | _digest(digests, lambda: {n: contents.of_h5parm(path) for n, path in paths.items()})
+        return {"solves": solves} | _digest(
+            digests, lambda how: {name: contents.of_h5parm(path, how) for name, path in paths.items()}
+        )
     if expect["kind"] == "fit":
         residual = work / "residual.ms"
         found = measure_fit(before, work / "corrected.ms", work / "model.ms", residual if residual.exists() else None)
@@ -67,8 +69,8 @@ def verify_product(
     found["flagged_after"] = found.pop("flagged")
     if "row_start" in expect:
         found["flagged_before"] = products.flag_fractions(before, expect["row_start"], expect["n_rows"])
-    return found | _digest(digests, lambda: contents.of_ms(product))
+    return found | _digest(digests, lambda how: contents.of_ms(product, how))
 
 
-def _digest(wanted: bool, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    return {"digest": make()} if wanted else {}
+def _digest(wanted: bool | str, make: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
+    return {"digest": make(contents.ALGORITHM if wanted is True else wanted)} if wanted else {}

@@ -43,6 +43,18 @@ def test_columns_depend_on_values_and_nothing_else(make_ms, monkeypatch):
     assert {key for key, value in other.items() if value != one[key]} == {"DATA", "NAME"}
 
 
+def test_digests_name_their_algorithm_and_older_ones_can_still_be_made(make_ms, tmp_path):
+    path = make_ms("one", DATA)
+    now, then = contents.of_ms(path), contents.of_ms(path, "blake2b")
+    assert {contents.algorithm_of(one) for one in now.values()} == {"xxh3_128"}
+    # From provenance written before digests had a name.
+    assert then["DATA"] == "015b85270a9bc957c62f00f9b698ab7b"
+    assert contents.algorithm_of(then["DATA"]) == "blake2b"
+    parm = tmp_path / "one.h5"
+    make_h5parm(parm)
+    assert contents.of_h5parm(parm, "blake2b")["sol000/phase000/val"] == "20b0b0bb61d4c25080581ba8b9d66365"
+
+
 def test_what_is_no_table(tmp_path):
     with pytest.raises(ProductError, match="not a table"):
         contents.of_ms(tmp_path)

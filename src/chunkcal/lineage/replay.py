@@ -139,7 +139,7 @@ def _check_inputs(record: Mapping[str, Any], chunks: Mapping[str, Any], say: Cal
             continue  # gone, and made again
         if not os.path.exists(path):
             raise UserError(f"input {path} is missing; nothing was run")
-        now = digest.of_input(path, depth) if path in record["inputs"] else _digest_product(path)
+        now = digest.of_input(path, depth) if path in record["inputs"] else _digest_product(path, known)
         changed = [key for key in known if now.get(key) != known[key]]
         if changed:
             raise UserError(f"input {path} has CHANGED since the run ({', '.join(changed)} differ); nothing was run")
@@ -157,9 +157,9 @@ def _known_product(record: Mapping[str, Any], path: str) -> dict[str, Any] | Non
     return found["digest"] if found and os.path.isdir(path) and Path(path).parent.name == "preprocess" else None
 
 
-def _digest_product(path: str) -> dict[str, str]:
+def _digest_product(path: str, known: Mapping[str, str]) -> dict[str, str]:
     try:
-        return contents.of_ms(path) if os.path.isdir(path) else contents.of_h5parm(path)
+        return (contents.of_ms if os.path.isdir(path) else contents.of_h5parm)(path, _algorithm(known))
     except (ProductError, OSError) as error:
         raise UserError(f"input {path} cannot be read ({error}); nothing was run") from error
 
@@ -193,7 +193,7 @@ def _make(folder: Path, name: str, entry: Mapping[str, Any], settings: Mapping[s
         "expect": entry["expect"],
         "log": str(folder.with_suffix(".log")),
     }
-    settings = {**settings, "task_timeout_s": None, "product_digests": True}
+    settings = {**settings, "task_timeout_s": None, "product_digests": _algorithm(entry["digest"] or {})}
     try:
         made = task.run_in(folder, request, settings, "replay", entry["threads"], lambda: True)
     except (task.TaskError, ProductError, OSError) as error:
@@ -207,6 +207,11 @@ def _compare(stage: str, before: Mapping[str, Any] | None, now: Mapping[str, Any
         return None
     one, other = _flat(before), _flat(now)
     return Outcome(stage, tuple(sorted(key for key in one.keys() | other.keys() if one.get(key) != other.get(key))))
+
+
+def _algorithm(digests: Mapping[str, Any]) -> str:
+    """Name the algorithm of the digests that were taken then; the present one if there are none."""
+    return next((contents.algorithm_of(one) for one in _flat(digests).values()), contents.ALGORITHM)
 
 
 def _flat(digests: Mapping[str, Any]) -> dict[str, str]:
