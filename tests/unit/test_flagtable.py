@@ -22,8 +22,11 @@ def test_the_table_holds_every_count_once(tmp_path):
                 "n_total": 12,
                 "stations": {"ST000": 0.5, "ST001": 0.0},
                 "channels": [0.25, 1],
+                "lengths_m": {"200": [50, 2]},
             }
-        ]
+        ],
+        0.0,
+        60.0,
     )
     write_table({"raw": flags}, steps, tmp_path / "flags.tsv")
     with open(tmp_path / "flags.tsv", newline="") as stream:
@@ -38,7 +41,9 @@ def test_the_table_holds_every_count_once(tmp_path):
         ("all", "all", "0.25"),
         ("station", "ST000", "0.5"),
         ("station", "ST001", "0"),
+        ("baseline_m", "200-500", "0.25"),
         ("channel", "0", "0.25"),
         ("channel", "1", "1"),
+        ("time", "1858-11-17T00:00:00", "0.25"),
     ]
     assert [path.name for path in tmp_path.iterdir()] == ["flags.tsv"]

@@ -57,7 +57,7 @@ def test_opens_whole_and_quickly_without_errors(results, visit):
     size = (results / "report.html").stat().st_size
     print(f"report of the demo: {size / 1e6:.2f} MB, {len(state['images'])} images, {state['load_ms']:.0f} ms to load")
     assert "lofar, meerkat" in state["title"]
-    assert len(state["images"]) == 15  # of each observation 2 of flags, 4 of solutions, 1 of the sky; who ran when
+    assert len(state["images"]) == 17  # of each observation 3 of flags, 4 of solutions, 1 of the sky; who ran when
     assert all(width > 0 and alt for width, alt in state["images"])
     assert state["links"] >= 7
     assert state["dead"] == []

@@ -14,6 +14,7 @@ from chunkcal.flagging.flags import LENGTH_EDGES_M, Flags
 from chunkcal.flagging.flagsteps import FlagSteps
 
 COLUMNS = ("stage", "axis", "name", "value", "n_flagged", "n_total", "fraction")
+_ENDS_M = dict(zip(LENGTH_EDGES_M, LENGTH_EDGES_M[1:], strict=False))
 _MJD_0 = datetime.datetime(1858, 11, 17, tzinfo=datetime.UTC)
 
 
@@ -30,7 +31,8 @@ def write_table(stages: Mapping[str, Flags], steps: FlagSteps, output: str | os.
         Columns as `COLUMNS`. ``axis`` is all, station, baseline_m (name: range; value: lower edge, m), channel (value:
         Hz), time (name: UTC start; value: centre, MJD s), time_channel (name: first and last channel; value: centre,
         MJD s). Rows of a stage like ``preprocess.aoflagger2`` say what this step of DP3 has flagged in addition, of
-        visibilities with autocorrelations; those of stations and channels have no counts, only a fraction.
+        visibilities with autocorrelations (but not by length); those of time are chunks; those of stations, channels
+        and lengths have no counts, only a fraction.
     """
     output = Path(output)
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -52,9 +54,8 @@ def _rows(flags: Flags) -> Iterator[tuple[Any, ...]]:
     yield "all", "all", "", flags.n_flagged, flags.n_total
     for name, pair in flags.stations.items():
         yield "station", name, "", *pair
-    ends = dict(zip(LENGTH_EDGES_M, LENGTH_EDGES_M[1:], strict=False))
     for edge, pair in sorted(flags.lengths_m.items()):
-        yield "baseline_m", f"{edge}-{ends[edge]}", edge, *pair
+        yield "baseline_m", f"{edge}-{_ENDS_M[edge]}", edge, *pair
     if flags.channels is None:
         return
     for i, (frequency, flagged) in enumerate(zip(flags.channel_frequencies(), flags.channels.tolist(), strict=True)):
@@ -74,8 +75,12 @@ def _step_rows(steps: FlagSteps) -> Iterator[tuple[Any, ...]]:
         yield step, "all", "all", "", flagged, total, _fraction(flagged, total)
         for station, fraction in steps.station_fractions(step):
             yield step, "station", station, "", "", "", f"{fraction:.6g}"
+        for edge, (flagged, total) in sorted(steps.lengths_m[step].items()):
+            yield step, "baseline_m", f"{edge}-{_ENDS_M[edge]}", edge, "", "", f"{flagged / total:.3g}"
         for channel, fraction in enumerate(steps.channel_fractions(step).tolist()):
             yield step, "channel", channel, "", "", "", f"{fraction:.6g}"
+        for start, end, *pair in sorted(steps.times[step]):
+            yield step, "time", _utc(start), f"{(start + end) / 2:.3f}", *pair, _fraction(*pair)
 
 
 def _fraction(flagged: int, total: int) -> str:

@@ -93,7 +93,7 @@ def _draw_seams(axes: Axes, span: Span, factor: float, theme: Theme) -> None:
 
 
 def draw_flag_bars(stages: Mapping[str, Flags], stations: Sequence[str], span: Span) -> Picture:
-    """Draw the flagged fraction after each stage by station, baseline length, channel and time."""
+    """Draw the flagged fraction after each stage, or by each step, by station, baseline length, channel and time."""
     return in_both(lambda theme: _bar_figure(stages, stations, span, theme))
 
 
@@ -103,7 +103,8 @@ def _bar_figure(stages: Mapping[str, Flags], stations: Sequence[str], span: Span
     middle = 0.85 + 1.4 + 0.3 + 0.0095 * size * max(map(len, names), default=1)  # below it the names have room
     bottom, height = 0.85, middle + 1.5 + 0.35
     figure = new_figure(height, theme)
-    colours = dict(zip(NAMES, (theme.muted, theme.series[0], theme.series[1]), strict=True))
+    after = dict(zip(NAMES, (theme.muted, theme.series[0], theme.series[1]), strict=True))
+    colours = {stage: after.get(stage, theme.series[i % len(theme.series)]) for i, stage in enumerate(stages)}
     legend = [NAMES.get(stage, stage) for stage in stages]
     draw_legend(page_axes(figure), 0.75, height - 0.16, legend, [colours[stage] for stage in stages], theme)
     wide = figure.add_axes((0.75 / WIDTH, middle / height, 1 - 0.9 / WIDTH, 1.5 / height))

@@ -16,6 +16,7 @@ from chunkcal.reporting.results import Clock, Result, Task
 from chunkcal.solutions import h5parm
 
 _MAX_DIRECTIONS = 8  # pictures per solution table
+_MAX_STEPS = 4  # as many as are told apart in one picture
 _MAX_PICTURE_BYTES = 24 << 20  # of a page; the solutions of further observations are not drawn
 
 
@@ -185,7 +186,30 @@ def flag_figures(result: Result, span: Span) -> list[Figure]:
             plots.draw_flag_bars(stages, stations, span),
         ),
     ]
-    return figures
+    return [*figures, *_step_figures(result, span)]
+
+
+def _step_figures(result: Result, span: Span) -> list[Figure]:
+    """Draw what single steps flagged: those that flagged most, in their order."""
+    totals = result.flag_steps.totals
+    most = sorted((step for step in totals if totals[step][0]), key=lambda step: -totals[step][0])[:_MAX_STEPS]
+    steps = {step: result.flag_steps.as_flags(step) for step in totals if step in most}
+    steps = {step: flags for step, flags in steps.items() if flags}
+    if not steps:
+        return []
+    stations = [name for name in result.plan["observation"]["stations"] if any(f.of(name) for f in steps.values())]
+    words = ", ".join(f"{step} {100 * flags.fraction:.3g} %" for step, flags in steps.items())
+    return [
+        Figure(
+            "What single steps flagged",
+            f"Bars of the fraction that steps flagged in addition, of {len(stations)} stations of {result.name}, and of"
+            f" baseline lengths, frequencies and chunks: {words}",
+            "What was not flagged before the step, as DP3 tells it: of visibilities with autocorrelations. By length"
+            " without them, and from whole percents of each baseline, so less than half a percent shows as none. By"
+            " time each chunk is one value.",
+            plots.draw_flag_bars(steps, stations, span),
+        )
+    ]
 
 
 # ---- images ---------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,19 @@ class Result:
     quality: Mapping[str, Any] | None = None
     images: Path | None = None
     problems: list[str] = field(default_factory=list)
+
+    @cached_property
+    def chunk_spans(self) -> dict[str, tuple[float, float]]:
+        """Start and end of each chunk, MJD s."""
+        seen = self.plan["observation"]
+        begin, interval = seen["first_time"] - 0.5 * seen["interval_s"], seen["interval_s"]
+        return {
+            chunk["name"]: (
+                begin + chunk["start_slot"] * interval,
+                begin + (chunk["start_slot"] + chunk["n_slots"]) * interval,
+            )
+            for chunk in self.plan["chunks"]
+        }
 
     @property
     def is_calibrated(self) -> bool:
@@ -290,8 +304,9 @@ def _add_record(run: Run, path: Path) -> None:
         for name, found in counted.items():
             if found and found.get("counts"):
                 result.flags.setdefault(name, Flags()).add(found["counts"])
-        steps = record.get("flag_steps") or ()
-        result.flag_steps.add({**one, "step": f"{stage}.{one['step']}"} for one in steps)
+        steps = [{**one, "step": f"{stage}.{one['step']}"} for one in record.get("flag_steps") or ()]
+        if steps:
+            result.flag_steps.add(steps, *result.chunk_spans[chunk])
     except (KeyError, TypeError, ValueError) as error:
         result.problems.append(f"the flag counts of {stage}/{chunk} cannot be added ({error})")
 
