@@ -37,7 +37,7 @@ test-slurm: test-env ## run the pipeline on a real SLURM of its own, from Debian
 		run=; [ "$$(id -u)" = 0 ] || run=sudo; \
 		$$run apt-get -qq update && \
 		$$run env DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends slurm-wlm munge slurm-wlm-torque openssh-server; }
-	@$(BIN)/python -m pytest tests/slurm
+	@$(BIN)/python -m pytest -n 2 --dist loadfile tests/slurm
 
 test-faults: test-env ## try every fault as often as docs/faults.md says (half an hour)
 	@CHUNKCAL_FAULT_REPEATS=full $(BIN)/python -m pytest tests/faults

@@ -7,6 +7,7 @@ are put into that folder as hard links.
 
 from __future__ import annotations
 
+import compileall
 import os
 import pwd
 import shutil
@@ -29,6 +30,7 @@ class Account:
         self.source = folder / "source"
         self.home.mkdir()
         shutil.copytree(ROOT / "src", self.source, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+        compileall.compile_dir(self.source, quiet=1)  # the account cannot write there, so each process would do it
         self.environment = {
             "HOME": str(self.home),
             "USER": self.user.pw_name,
@@ -86,7 +88,8 @@ class Account:
         """Make a virtual environment like this one, of hard links, where the account can read it."""
         base, venv = self.folder / "python", self.folder / "venv"
         version = f"python{sys.version_info[0]}.{sys.version_info[1]}"
-        _link_tree(Path(sys.base_prefix), base)
+        # A virtual environment uses none of the packages that are installed beside the interpreter.
+        _link_tree(Path(sys.base_prefix), base, "site-packages", "test")
         site = venv / "lib" / version
         site.mkdir(parents=True)
         _link_tree(Path(sys.prefix) / "lib" / version / "site-packages", site / "site-packages")
@@ -108,9 +111,13 @@ class Account:
         return python
 
 
-def _link_tree(source: Path, target: Path) -> None:
+def _link_tree(source: Path, target: Path, *without: str) -> None:
     """Copy a tree as hard links, or really where the two lie on different file systems."""
-    linked = subprocess.run(["cp", "-al", source, target], capture_output=True, check=False)
-    if linked.returncode:
-        shutil.rmtree(target, ignore_errors=True)
-        subprocess.run(["cp", "-a", source, target], check=True)
+    shutil.copytree(source, target, symlinks=True, copy_function=_link, ignore=shutil.ignore_patterns(*without))
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,11 @@ CLUSTER = {"start_timeout_s": 60, "worker_failures": 20, "job": JOB}
 def with_job(**changes: Any) -> dict[str, Any]:
     """Give the cluster section with changes of its jobs."""
     return CLUSTER | {"job": JOB | changes}
+
+
+def preempt(bed: Bed, job: str, node: str) -> None:
+    """Have a node taken by a job of more importance, for some seconds."""
+    bed.call("sbatch", "-p", "urgent", "-w", node, "-c", "2", "-o", "/dev/null", "--wrap", "sleep 3")
 
 
 class SlurmRun(Run):
@@ -125,8 +130,8 @@ class SlurmRun(Run):
         """List the jobs of this bed's queue: the tests run one after another."""
         return self.bed.queue()
 
-    def wait_for_chunk_on(self, node: str | None = None) -> list[str]:
-        """Wait until a DP3 is at work (on a node); give the worker job that it belongs to."""
+    def wait_for_chunk_on(self, other_than: Collection[str] = ()) -> list[str]:
+        """Wait until a DP3 is at work; give the worker job that it belongs to, which is none of `other_than`."""
 
         def busy() -> list[str] | None:
             for guard in self.find("guard.py"):
@@ -136,7 +141,7 @@ class SlurmRun(Run):
                     continue
                 job = next((word[13:].decode() for word in words if word.startswith(b"SLURM_JOB_ID=")), None)
                 for row in self.jobs():
-                    if row[0] == job and row[3] and node in (None, row[3]):
+                    if row[0] == job and row[3] and job not in other_than:
                         return row
             return None
 

@@ -1,11 +1,14 @@
 """However a run ends, no job of it stays in the queue."""
 
+import json
 import os
 import signal
 import stat
 
 import pytest
 from slurm_run import with_job
+
+from strangers import RAW, ask, state_folder
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
@@ -33,6 +36,10 @@ def test_snakemake_and_supervisor_killed_together(make_run):
     (key,) = run.results.glob(".chunkcal/*/tls-key.pem")
     assert stat.S_IMODE(key.stat().st_mode) == 0o600
     assert stat.S_IMODE(key.parent.stat().st_mode) == 0o700
+    scheduler = json.loads((state_folder(run) / "supervisor.json").read_text())["scheduler"]
+    place = scheduler.removeprefix("tls://").split(":")
+    assert ask(RAW, *place, key.with_name("tls-cert.pem"), key).startswith("let in")
+    assert ask(RAW, *place, "none", "none").startswith("refused")
     supervisor = run.find("chunkcal.cluster.supervisor")
     for pid in (*supervisor, run.process.pid):
         os.kill(pid, signal.SIGKILL)

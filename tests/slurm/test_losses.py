@@ -1,7 +1,7 @@
 """SLURM takes a worker's job away while a chunk is at work on it: the data come out the same."""
 
 import pytest
-from slurm_run import with_job
+from slurm_run import preempt, with_job
 
 from background import wait_until
 
@@ -23,19 +23,18 @@ def down(bed, job, node):
     bed.call("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
 
 
-def preempt(bed, job, node):
-    bed.call("sbatch", "-p", "urgent", "-w", node, "-c", "2", "-o", "/dev/null", "--wrap", "sleep 3")
-
-
-@pytest.mark.parametrize("take_away", [cancel, down, preempt])
-def test_chunk_of_a_lost_job_runs_again_and_the_job_is_replaced(make_run, bed, clean, up_again, take_away):
-    run = make_run(slow_s=1.5).start()
-    job, _, _, node = run.wait_for_chunk_on()
-    take_away(bed, job, node)
+def test_chunk_of_a_lost_job_runs_again_and_the_job_is_replaced(make_run, bed, clean, up_again):
+    run = make_run(slow_s=3).start()
+    lost = set()
+    for take_away in (cancel, down, preempt):
+        job, _, _, node = run.wait_for_chunk_on(other_than=lost)
+        take_away(bed, job, node)
+        lost.add(job)
     run.must_finish()
     run.must_equal(clean)
-    assert "attempt 1 of 21" in run.log()
-    assert f"job {job} has ended; it is replaced" in run.log()
+    assert run.log().count(" is gone, attempt ") == 3
+    for job in lost:
+        assert f"job {job} has ended; it is replaced" in run.log()
     run.must_have_cleaned_up()
 
 

@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 import pytest
-from slurm_run import with_job
+from slurm_run import preempt, with_job
 
 from chunkcal.simulate import Simulation, simulate
 from pipeline import assert_same_bits, columns, jobs_of, must_run, solutions
@@ -24,12 +24,21 @@ def observation(place):
     return simulate(settings, place / "observation/obs.ms").ms
 
 
-def test_calibrated_data_have_the_bytes_of_a_local_run(make_run, observation, tmp_path):
-    run = make_run(ms=observation, slow_s=None, heavy_rules_here=False, **CALIBRATE)
+def test_calibrated_data_have_the_bytes_of_a_local_run(make_run, bed, observation, tmp_path):
+    """Also when the job of the first heavy rule is preempted."""
+    # Three nodes for workers, and one that is free for heavy rules.
+    run = make_run(ms=observation, slow_s=None, heavy_rules_here=False, cluster=with_job(n_jobs=3), **CALIBRATE)
     run.start("--slurm-init-seconds-before-status-checks", "2")
+    workers = run.wait_for_chunk_on()[1]
+
+    def heavy_job():
+        return next((row for row in run.jobs() if row[1] != workers and row[2] == "RUNNING"), None)
+
+    preempt(bed, *run.wait(heavy_job, 120, "no heavy rule is at work")[::3])
     must_run(tmp_path, {"input": [str(observation)], "cluster": {"n_slots": 2}} | CALIBRATE)
     run.must_finish()
     run.must_have_cleaned_up()
+    assert "dashboard: ssh -L 8787:127.0.0.1:" in run.text()
     local = tmp_path / "results"
     assert_same_bits(columns(run.results / "obs/obs.ms"), columns(local / "obs/obs.ms"))
     merged = [path.relative_to(local) for path in local.rglob("solutions*/*.h5")] or [Path("obs/solutions.h5")]
