@@ -148,7 +148,7 @@ class SlurmRun(Run):
         return self.wait(busy, 60, "no chunk is at work")
 
     def queue_must_be_empty(self, seconds: float = 20) -> None:
-        """No job may be left for longer than `seconds`."""
+        """No job may be left for longer than `seconds`, by default those that docs/clusters.md promises."""
         self.wait(lambda: not self.jobs(), seconds, "jobs are left")
 
     def must_finish(self, seconds: float = 180) -> None:
