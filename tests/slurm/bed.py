@@ -115,7 +115,8 @@ class Bed:
             f"SlurmctldPort={ports[0]}",
             "AuthType=auth/munge",
             "CredType=cred/munge",
-            f"AuthInfo=socket={run}/munge.socket",
+            # A job that goes back into the queue begins when its old credentials have expired, by default after 120 s.
+            f"AuthInfo=socket={run}/munge.socket,cred_expire=15",
             f"SlurmUser={user}",
             f"SlurmdUser={user}",
             f"StateSaveLocation={self.folder}/state",
