@@ -20,7 +20,8 @@ def test_conda_environment_has_the_locked_versions():
     pinned = dict(line.lower().split("==") for line in environment["dependencies"][-1]["pip"])
     lock = locked("requirements.lock")
     assert pinned == {name: lock[name] for name in pinned}
-    wanted = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = project["dependencies"] + project["optional-dependencies"]["build"]
     assert {re.match(r"[A-Za-z0-9_.-]+", line)[0].lower() for line in wanted} == set(pinned)
 
 
