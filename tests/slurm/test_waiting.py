@@ -39,6 +39,15 @@ def test_request_that_slurm_would_refuse_is_refused_before_anything_runs(make_ru
     run.must_have_cleaned_up()
 
 
+def test_network_interface_that_is_not_there_is_refused_before_anything_runs(make_run):
+    run = make_run(cluster=with_job(interface="ib9")).start()
+    assert run.process.wait(60) != 0
+    (line,) = [line for line in run.text().splitlines() if line.startswith("chunkcal: cluster.job.interface: ")]
+    assert "'ib9' is not a valid network interface. Valid network interfaces are: [" in line
+    assert "Traceback" not in run.text()
+    assert not run.results.exists()
+
+
 @pytest.mark.parametrize(
     ("python", "words"),
     [("/nowhere/python", "/nowhere/python: No such file"), ("/usr/bin/python3", "No module named")],

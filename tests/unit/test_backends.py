@@ -10,7 +10,7 @@ import pytest
 
 from chunkcal.cluster import state
 from chunkcal.cluster.backends import allocation, ssh
-from chunkcal.cluster.backends.ownscheduler import served_by, worker_options
+from chunkcal.cluster.backends.ownscheduler import require_interface, served_by, worker_options
 from chunkcal.cluster.state import ClusterError
 from chunkcal.cluster.tls import as_configuration, make_security
 
@@ -83,7 +83,7 @@ def test_hosts_that_see_different_addresses_need_an_interface():
     hosts = [ssh.Host("a", "10.0.0.2", "10.0.0.1"), ssh.Host("b", "10.1.0.2", "10.1.0.1")]
     with pytest.raises(ClusterError, match="set cluster.ssh.interface"):
         ssh._scheduler_place({"interface": None}, hosts)
-    assert ssh._scheduler_place({"interface": "ib0"}, hosts) == {"interface": "ib0"}
+    assert ssh._scheduler_place({"interface": "lo"}, hosts) == {"interface": "lo"}
     assert ssh._scheduler_place({"interface": None}, hosts[:1]) == {"host": "10.0.0.1"}
 
 
@@ -136,3 +136,10 @@ def test_dashboard_is_where_it_listens_not_where_the_scheduler_does(asked, url):
     services = {"dashboard": SimpleNamespace(port=4321)}
     scheduler = SimpleNamespace(services=services, address="tls://10.0.0.1:99", add_plugin=lambda _: None)
     assert served_by({"dashboard_address": asked}, scheduler, None, None).dashboard == url
+
+
+def test_network_interface_that_is_not_there_is_refused():
+    require_interface("cluster.ssh.interface", None)
+    require_interface("cluster.ssh.interface", "lo")
+    with pytest.raises(ClusterError, match=r"^cluster\.ssh\.interface: .* 'ib9' is not a valid network interface"):
+        require_interface("cluster.ssh.interface", "ib9")

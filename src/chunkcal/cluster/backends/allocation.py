@@ -26,7 +26,13 @@ from distributed import Client, Scheduler
 
 from chunkcal.cluster import state, tls
 from chunkcal.cluster.backends.base import Cluster
-from chunkcal.cluster.backends.ownscheduler import guarded, scheduler_options, served_by, worker_options
+from chunkcal.cluster.backends.ownscheduler import (
+    guarded,
+    require_interface,
+    scheduler_options,
+    served_by,
+    worker_options,
+)
 from chunkcal.cluster.state import ClusterError
 
 log = logging.getLogger("chunkcal.allocation")
@@ -50,6 +56,7 @@ async def open_allocation(
             "script for sbatch, or type it after salloc; outside of jobs take cluster.backend slurm or local"
         )
     own = settings["allocation"]
+    require_interface("cluster.allocation.interface", own["interface"])
     place = {"interface": own["interface"]} if own["interface"] else {}
     with state.shared_folder(folder) as shared:
         security = tls.make_security(shared)

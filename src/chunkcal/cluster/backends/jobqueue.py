@@ -26,7 +26,7 @@ from chunkcal.cluster import state
 from chunkcal.cluster.backends.base import Cluster
 from chunkcal.cluster.backends.batch import BATCH_SYSTEMS, require_commands
 from chunkcal.cluster.backends.jobkeeper import JobKeeper
-from chunkcal.cluster.backends.ownscheduler import DEATH_TIMEOUT_S, served_by
+from chunkcal.cluster.backends.ownscheduler import DEATH_TIMEOUT_S, require_interface, served_by
 from chunkcal.cluster.state import THREADS_RESOURCE, ClusterError
 from chunkcal.cluster.tls import make_security, security_of
 
@@ -204,6 +204,8 @@ def preflight(settings: Mapping[str, Any], folder: Path) -> None:
         With the batch system's own words.
     """
     require_commands(settings["backend"])
+    key = "scheduler_interface" if settings["job"]["scheduler_interface"] else "interface"
+    require_interface(f"cluster.job.{key}", settings["job"][key])
     system = BATCH_SYSTEMS[settings["backend"]]
     shared = Path(state.read_json(folder / "run.json")["output_dir"], state.SHARED, folder.name)
     reason = system.refusal(job_script(settings, place_of(folder, shared)))

@@ -13,11 +13,28 @@ from typing import Any
 
 from distributed import Client, Scheduler
 from distributed.security import Security
+from distributed.utils import get_ip_interface
 
 from chunkcal.cluster.backends.base import Cluster, Watch
+from chunkcal.cluster.state import ClusterError
 
 # A worker that does not find its scheduler, or loses it for good, ends after this long.
 DEATH_TIMEOUT_S = 60
+
+
+def require_interface(key: str, name: str | None) -> None:
+    """Refuse a network interface that this machine, where the scheduler is to listen, has not.
+
+    Raises
+    ------
+    ClusterError
+        Naming the configuration key and the interfaces that there are.
+    """
+    try:
+        if name:
+            get_ip_interface(name)
+    except ValueError as error:
+        raise ClusterError(f"{key}: on the machine of the scheduler, which is this one, {error}") from error
 
 
 def scheduler_options(settings: Mapping[str, Any], security: Security) -> dict[str, Any]:

@@ -24,7 +24,13 @@ from distributed.deploy.ssh import Worker
 
 from chunkcal.cluster import state, tls
 from chunkcal.cluster.backends.base import Cluster
-from chunkcal.cluster.backends.ownscheduler import guarded, scheduler_options, served_by, worker_options
+from chunkcal.cluster.backends.ownscheduler import (
+    guarded,
+    require_interface,
+    scheduler_options,
+    served_by,
+    worker_options,
+)
 from chunkcal.cluster.state import ClusterError
 
 log = logging.getLogger("chunkcal.ssh")
@@ -104,6 +110,7 @@ def connect_options(given: Mapping[str, Any], timeout_s: float) -> dict[str, Any
 def _scheduler_place(ssh: Mapping[str, Any], hosts: list[Host]) -> dict[str, str]:
     """Say where the scheduler listens, so that all hosts reach it."""
     if ssh["interface"]:
+        require_interface("cluster.ssh.interface", ssh["interface"])
         return {"interface": ssh["interface"]}
     places = {host.seen_from for host in hosts}
     if len(places) > 1:
