@@ -49,7 +49,7 @@ class LogHandler(LogHandlerBase):
             return
         event = get_event(record)
         if event in _ERRORS or record.levelno >= logging.WARNING:
-            screen.show(self._plain.decorate(record, self.format(record)))
+            self._show_problem(screen, record, event)
         if event == LogEvent.JOB_INFO and not record.rule_name.endswith("_chunk"):
             screen.job_began(record.jobid, _name(record))
         elif event == LogEvent.JOB_FINISHED:
@@ -58,6 +58,15 @@ class LogHandler(LogHandlerBase):
             screen.job_ended(record.jobid)
         elif event == LogEvent.PROGRESS:
             screen.steps_done(record.done, record.total)
+
+    def _show_problem(self, screen: terminal.Screen, record: Any, event: LogEvent | None) -> None:
+        """Show an error or a warning; of a script of ours, which has told what is wrong itself, only that it failed."""
+        text = self.format(record)
+        if event == LogEvent.ERROR and "CalledProcessError" in text and "/.snakemake/scripts/" in text:
+            return
+        if event == LogEvent.JOB_ERROR and record.log and not (record.shellcmd or record.rule_msg or record.aux):
+            text = f"Error in rule {record.rule_name}: job {record.jobid} failed; log: {', '.join(record.log)}"
+        screen.show(self._plain.decorate(record, text))
 
     def close(self) -> None:
         """End the view with the log."""

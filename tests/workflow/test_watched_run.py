@@ -139,8 +139,13 @@ def test_errors_stay_above_the_live_view(own):
     text = without_codes(read_all(screen))
     assert process.wait(60) == 1
     assert re.search(r"chunkcal: preprocess obs t000\d: .*exit status 3", text)
-    assert "Error in rule preprocess_chunk:" in text
+    failures = re.findall(r"Error in rule preprocess_chunk: job \d+ failed; +log: +logs/preprocess_chunk/obs", text)
+    assert len(failures) == len(re.findall("chunkcal: preprocess obs t000", text)) > 0
     assert "no such luck" in text
+    # What Snakemake says besides is in its log, not between what a person must read.
+    assert "CalledProcessError" not in text
+    (log,) = own.folder.glob(".snakemake/log/*.log")
+    assert "CalledProcessError" in log.read_text()
     assert text.rstrip().endswith("At least one job did not complete successfully.")
 
 
