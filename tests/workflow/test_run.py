@@ -122,6 +122,12 @@ def test_other_cluster_settings_do_not_hide_what_is_missing(again, ms):
     assert (again / "results/obs/obs.ms").exists()
 
 
+def test_the_cluster_is_started_when_the_plan_is_there(finished):
+    """If the checkpoint ends while start_cluster runs, Snakemake may take all that needs the cluster for up to date."""
+    output = finished[1]
+    assert 0 < output.index("(Rule: plan_chunks)") < output.index("localrule start_cluster:")
+
+
 def test_nothing_ends_as_a_success_that_is_none(again, ms):
     shutil.rmtree(again / "results/obs/obs.ms")
     done = snakemake(again, config(ms, keep_chunks=True), "--forcerun", "start_cluster")

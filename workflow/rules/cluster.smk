@@ -9,6 +9,10 @@ leaves out everything behind its ancient() output, also what is missing, and end
 
 
 rule start_cluster:
+    input:
+        # Only for the order: if the checkpoint ended while this job runs and its output is there already, Snakemake 9.27
+        # would take all that needs the cluster for up to date, and end.
+        plan=ancient(PLAN),
     output:
         f"{OUT}/cluster.json",
     log:
