@@ -99,7 +99,7 @@ class Run:
             assert len(pids) >= n or self.process.poll() is None, f"no {words}: {self.text()[-6000:]}"
             return pids if len(pids) >= n else None
 
-        return wait_until(found, 60, f"no {words} after 60 s")
+        return wait_until(found, 180, f"no {words} after 180 s")
 
     def text(self) -> str:
         """Return what snakemake has printed."""
@@ -109,7 +109,7 @@ class Run:
         """List the records of finished chunks."""
         return list(self.results.glob("*/preprocess/*.json"))
 
-    def must_finish(self, seconds: float = 120) -> None:
+    def must_finish(self, seconds: float = 300) -> None:
         """Wait for the end of snakemake, which must be a success."""
         assert self.process.wait(seconds) == 0, self.text()[-6000:]
 

@@ -17,7 +17,7 @@ from background import Run, wait_until
 
 # Two CPUs a node: one job of one slot with two threads, or of two slots with one.
 JOB = {"n_jobs": 2, "n_cores": 2, "memory_gb": 1, "walltime_min": 30, "interface": "lo"}
-CLUSTER = {"start_timeout_s": 60, "worker_failures": 20, "job": JOB}
+CLUSTER = {"start_timeout_s": 180, "worker_failures": 20, "job": JOB}
 
 
 def with_job(**changes: Any) -> dict[str, Any]:
@@ -145,13 +145,13 @@ class SlurmRun(Run):
                         return row
             return None
 
-        return self.wait(busy, 60, "no chunk is at work")
+        return self.wait(busy, 180, "no chunk is at work")
 
     def queue_must_be_empty(self, seconds: float = 20) -> None:
         """No job may be left for longer than `seconds`, by default those that docs/clusters.md promises."""
         self.wait(lambda: not self.jobs(), seconds, "jobs are left")
 
-    def must_finish(self, seconds: float = 180) -> None:
+    def must_finish(self, seconds: float = 300) -> None:
         """As of `Run`, with the cluster's log if it fails."""
         assert self.process.wait(seconds) == 0, self.text()[-6000:] + self.log()[-4000:]
 

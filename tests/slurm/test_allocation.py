@@ -21,7 +21,7 @@ class Job(Run):
         self.slurm = slurm
         self.config["cluster"] = {
             "backend": "allocation",
-            "start_timeout_s": 60,
+            "start_timeout_s": 180,
             "allocation": {"interface": "lo"} | allocation,
         }
         self.config["calibrate"] = CALIBRATE
@@ -158,7 +158,7 @@ def test_killed_supervisor_is_replaced_with_its_workers(make_job):
 )
 def test_step_that_cannot_start_is_said_with_its_reason(make_job, allocation, complaint):
     job = make_job(**allocation).start()
-    assert job.process.wait(60) != 0
+    assert job.process.wait(180) != 0
     lines = [line for line in job.text().splitlines() if "before any worker came up" in line]
     assert lines, job.text()
     assert complaint in lines[0]

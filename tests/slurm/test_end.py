@@ -23,7 +23,7 @@ def test_signal_to_snakemake(make_run, number):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_signal_while_jobs_are_pending(make_run, number):
     run = make_run(cluster=with_job(extra_directives=["--begin=now+2hours"])).start()
-    run.wait(run.jobs, 60, "nothing was submitted")
+    run.wait(run.jobs, 180, "nothing was submitted")
     run.process.send_signal(number)
     assert run.process.wait(60) != 0
     run.must_have_cleaned_up()

@@ -36,7 +36,7 @@ def test_calibrated_data_have_the_bytes_of_a_local_run(make_run, bed, observatio
 
     preempt(bed, *run.wait(heavy_job, 120, "no heavy rule is at work")[::3])
     must_run(tmp_path, {"input": [str(observation)], "cluster": {"n_slots": 2}} | CALIBRATE)
-    run.must_finish(300)  # the executor looks after its jobs ever more seldom
+    run.must_finish(400)  # the executor looks after its jobs ever more seldom
     run.must_have_cleaned_up()
     assert "dashboard: ssh -L 8787:127.0.0.1:" in run.text()
     local = tmp_path / "results"

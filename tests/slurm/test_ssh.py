@@ -69,7 +69,7 @@ def make_run(ms, sshd, tmp_path):
     """Make runs with two slots over ssh, which are ended with the test."""
     runs = []
 
-    def make(slow_s=0.5, start_timeout_s=60, **changes):
+    def make(slow_s=0.5, start_timeout_s=180, **changes):
         run = Run(tmp_path / "run", ms, slow_s)
         connect = {"port": sshd.port, "known_hosts": sshd.known_hosts, "client_keys": sshd.client_key}
         ssh = {"hosts": ["127.0.0.1"], "connect_options": connect, "processes_per_host": 2, "python": python_of(run)}
@@ -90,7 +90,7 @@ def shared_folders(run):
 
 def test_gives_the_bytes_of_a_local_run_and_leaves_nothing(make_run, clean):
     run = make_run().start()
-    shared = wait_until(lambda: shared_folders(run), 60, run.text())[0]
+    shared = wait_until(lambda: shared_folders(run), 180, run.text())[0]
     most = 0
     while run.process.poll() is None:
         most = max(most, count_dp3(run))
@@ -153,7 +153,7 @@ def test_lost_host_comes_back(make_run, clean):
 )
 def test_host_that_cannot_serve_is_refused(make_run, changes, complaints):
     run = make_run(**changes).start()
-    assert run.process.wait(40) != 0
+    assert run.process.wait(120) != 0
     lines = [line for line in run.text().splitlines() if complaints[0] in line]
     assert lines, run.text()
     for complaint in complaints:
@@ -169,6 +169,6 @@ def test_host_with_another_key_is_refused(make_run, sshd, tmp_path):
     run = make_run()
     run.config["cluster"]["ssh"]["connect_options"]["known_hosts"] = str(other)
     run.start()
-    assert run.process.wait(40) != 0
+    assert run.process.wait(120) != 0
     assert "Host key is not trusted for host 127.0.0.1" in run.text()
     run.must_be_gone()

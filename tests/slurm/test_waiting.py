@@ -9,7 +9,7 @@ from slurm_run import with_job
 def test_pending_jobs_are_named_with_slurms_reason(make_run):
     section = with_job(extra_directives=["--begin=now+2hours"]) | {"start_timeout_s": 10}
     run = make_run(cluster=section).start()
-    assert run.process.wait(60) != 0
+    assert run.process.wait(180) != 0
     lines = run.text().splitlines()
     waiting = "SLURM: 2 job(s) pending (BeginTime)"
     assert any(line.startswith(f"chunkcal: {waiting}") for line in lines), run.text()
@@ -31,7 +31,7 @@ def test_pending_jobs_are_named_with_slurms_reason(make_run):
 )
 def test_request_that_slurm_would_refuse_is_refused_before_anything_runs(make_run, changes, words):
     run = make_run(cluster=with_job(**changes)).start()
-    assert run.process.wait(60) != 0
+    assert run.process.wait(180) != 0
     line = next(line for line in run.text().splitlines() if line.startswith("chunkcal: SLURM would refuse"))
     assert words in line
     assert "Traceback" not in run.text()
@@ -41,7 +41,7 @@ def test_request_that_slurm_would_refuse_is_refused_before_anything_runs(make_ru
 
 def test_network_interface_that_is_not_there_is_refused_before_anything_runs(make_run):
     run = make_run(cluster=with_job(interface="ib9")).start()
-    assert run.process.wait(60) != 0
+    assert run.process.wait(180) != 0
     (line,) = [line for line in run.text().splitlines() if line.startswith("chunkcal: cluster.job.interface: ")]
     assert "'ib9' is not a valid network interface. Valid network interfaces are: [" in line
     assert "Traceback" not in run.text()
