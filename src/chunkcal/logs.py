@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from chunkcal.cluster.state import ClusterError
 from chunkcal.errors import UserError
+
+TAIL_LINES = 12
+TAIL_BYTES = 4000
 
 
 @contextmanager
@@ -49,3 +52,31 @@ def rule_log(path: str) -> Iterator[None]:
         log.write(message + "\n")
     print(f"chunkcal: {message}", file=sys.stderr)
     sys.exit(1)
+
+
+def last_lines(
+    path: str | os.PathLike, start: int = 0, keep: Callable[[Sequence[str]], Sequence[str]] = lambda lines: lines
+) -> str:
+    """Return the end of a log, to be put behind its path in an error.
+
+    Parameters
+    ----------
+    path
+        Of the log.
+    start
+        Byte from which on it is of interest.
+    keep
+        Chooses among the lines.
+
+    Returns
+    -------
+    str
+        At most `TAIL_LINES` lines, each indented after a newline; nothing if there is no such log.
+    """
+    try:
+        with open(path, "rb") as stream:
+            stream.seek(max(start, os.path.getsize(path) - TAIL_BYTES))
+            lines = keep(stream.read().decode(errors="replace").splitlines())
+    except OSError:
+        return ""
+    return "".join(f"\n    {line}" for line in lines[-TAIL_LINES:] if line.strip())

@@ -4,6 +4,8 @@ import sys
 
 import pytest
 
+from chunkcal.logs import last_lines
+
 CODE = """
 import os, sys
 from chunkcal.errors import UserError
@@ -46,3 +48,12 @@ def test_failure_leaves_one_line_on_the_terminal(tmp_path, error, message):
     assert line.startswith(message)
     assert ("Traceback" in log) == ("ValueError" in error)
     assert message.removeprefix("chunkcal: ").split(";")[0] in log
+
+
+def test_last_lines_of_a_log(tmp_path):
+    log = tmp_path / "a.log"
+    log.write_text("before\n" + "".join(f"line {i}\n\n" for i in range(100)))
+    assert last_lines(log).splitlines() == ["", *(f"    line {i}" for i in range(94, 100))]
+    assert last_lines(log, start=log.stat().st_size) == ""
+    assert last_lines(log, keep=lambda lines: [line for line in lines if line.endswith("98")]) == "\n    line 98"
+    assert last_lines(tmp_path / "none") == ""

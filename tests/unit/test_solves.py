@@ -86,6 +86,19 @@ def test_intervals_are_whole_slots(solint_s, slots, noted):
 
 
 @pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"solint_s": 1}, "1 s is rounded to 1 slot of 8 s: 8 s"),
+        ({"solint_s": 36}, "36 s is rounded to 5 slots of 8 s: 40 s"),
+        ({"solution_bandwidth_hz": 1e3}, "1000 Hz is rounded to 1 channel of "),
+    ],
+)
+def test_rounding_is_told_in_words(values, words):
+    (note,) = solve(**values).notes
+    assert words in note
+
+
+@pytest.mark.parametrize(
     ("values", "n_channels"),
     [
         ({}, 0),

@@ -22,6 +22,7 @@ from typing import Any
 
 from chunkcal.cluster import leftovers, state
 from chunkcal.cluster.state import BATCH_BACKENDS, RUN_VARIABLE, ClusterError
+from chunkcal.logs import last_lines
 
 # A supervisor that dies under a task is replaced; one task may outlive so many of them.
 MAX_SUPERVISORS_PER_TASK = 3
@@ -209,6 +210,7 @@ def _start_supervisor(folder: Path) -> socket.socket:
     log = Path(run["log"])
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as stream:
+        start = stream.tell()  # what is before it, an earlier supervisor has written
         process = subprocess.Popen(
             [sys.executable, "-m", "chunkcal.cluster.supervisor", str(folder)],
             stdin=subprocess.DEVNULL,
@@ -228,15 +230,17 @@ def _start_supervisor(folder: Path) -> socket.socket:
             raise ClusterError("the run has been stopped")
         if process.poll() is not None:
             failure = folder / "failure"
-            reason = failure.read_text() if failure.exists() else f"exit status {process.returncode}"
-            raise ClusterError(f"the cluster did not start: {reason}; log: {log}")
+            if failure.exists():
+                raise ClusterError(f"the cluster did not start: {failure.read_text()}; log: {log}")
+            reason = f"exit status {process.returncode}; log: {log}"
+            raise ClusterError(f"the cluster did not start: {reason}{last_lines(log, start)}")
         connection = _connect(folder)
         if connection:
             _show_notices(folder, n_notices)
             return connection
         time.sleep(0.05)
     process.kill()
-    raise ClusterError(f"the cluster did not start in time; log: {log}")
+    raise ClusterError(f"the cluster did not start in time; log: {log}{last_lines(log, start)}")
 
 
 def _show_notices(folder: Path, n_shown: int) -> int:

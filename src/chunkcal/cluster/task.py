@@ -26,10 +26,10 @@ from chunkcal.dp3log import convergence
 from chunkcal.errors import UserError
 from chunkcal.flagging import flagsteps
 from chunkcal.lineage import versions
+from chunkcal.logs import last_lines
 from chunkcal.planning.requests import step_name
 
 POLL_S = 0.2
-TAIL_LINES = 12
 # dask's resource lets one DP3 at a time run on a worker; should that ever fail, this lease still does.
 _LEASE = threading.Lock()
 
@@ -251,11 +251,5 @@ def _printed(log: str, start: int) -> str:
 
 
 def _tail(log: str) -> str:
-    """Return the last lines of a log, indented, or nothing."""
-    try:
-        with open(log, "rb") as stream:
-            stream.seek(max(0, os.path.getsize(log) - 4000))
-            lines = dp3.without_tracebacks(stream.read().decode(errors="replace").splitlines())
-    except OSError:
-        return ""
-    return "".join(f"\n    {line}" for line in lines[-TAIL_LINES:] if line.strip())
+    """Return the last lines of DP3's log, indented, or nothing."""
+    return last_lines(log, keep=dp3.without_tracebacks)

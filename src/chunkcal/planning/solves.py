@@ -188,7 +188,7 @@ def resolve_solve(
     where = f"calibrate.solves, solve {name}"
     mode = _mode(where, solve["mode"])
     notes: list[str] = []
-    solint = _whole(f"{where}: solint_s", solve["solint_s"], given.interval_s, "s", "slots", notes)
+    solint = _whole(f"{where}: solint_s", solve["solint_s"], given.interval_s, "s", "slot", notes)
     if solint > given.n_slots:
         raise UserError(
             f"{where}: solint_s {solve['solint_s']:g} s is longer than the observation"
@@ -258,17 +258,16 @@ def _n_channels(where: str, solve: Mapping[str, Any], mode: str, given: SolveInp
     bandwidth = float(solve.get("solution_bandwidth_hz") or 0)
     if bandwidth:
         what = f"{where}: solution_bandwidth_hz"
-        return _whole(what, bandwidth, given.channel_width_hz, "Hz", "channels", notes)
+        return _whole(what, bandwidth, given.channel_width_hz, "Hz", "channel", notes)
     return 1 if mode in _BAND_MODES or solve.get("smoothness_hz") else 0
 
 
-def _whole(where: str, wanted: float, step: float, unit: str, things: str, notes: list[str]) -> int:
+def _whole(where: str, wanted: float, step: float, unit: str, thing: str, notes: list[str]) -> int:
     """Round to whole steps, at least one, and say so if that changes much."""
     n = max(1, math.floor(wanted / step + 0.5))
     if abs(n * step - wanted) > 0.01 * wanted:
-        notes.append(
-            f"{where}: {wanted:g} {unit} is rounded to {n} {things} of {step:.6g} {unit}: {n * step:.6g} {unit}"
-        )
+        steps = f"{n} {thing}{'s' if n != 1 else ''} of {step:.6g} {unit}"
+        notes.append(f"{where}: {wanted:g} {unit} is rounded to {steps}: {n * step:.6g} {unit}")
     return n
 
 
