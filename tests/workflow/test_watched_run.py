@@ -4,10 +4,12 @@ import os
 import pty
 import re
 import resource
+import select
 import signal
 import subprocess
 import sys
 import termios
+import time
 
 import pytest
 
@@ -29,16 +31,29 @@ def on_a_terminal(command, folder, **environment):
 
 def read_all(master):
     shown = b""
-    while True:
-        try:
-            piece = os.read(master, 4096)
-        except OSError:  # EIO: the other end is closed
-            break
-        if not piece:
-            break
+    while piece := read_piece(master):
         shown += piece
     os.close(master)
     return shown.decode()
+
+
+def read_piece(master):
+    try:
+        return os.read(master, 4096)
+    except OSError:  # EIO: the other end is closed
+        return b""
+
+
+def read_until(master, *patterns, seconds=180):
+    """Read what a terminal shows until all patterns have been there; return all of it."""
+    shown = b""
+    end = time.monotonic() + seconds
+    while not all(re.search(pattern, without_codes(shown.decode(errors="ignore"))) for pattern in patterns):
+        assert select.select([master], [], [], max(0, end - time.monotonic()))[0], shown.decode(errors="replace")
+        piece = read_piece(master)
+        assert piece, f"ended before {patterns}: {shown.decode(errors='replace')}"
+        shown += piece
+    return shown.decode(errors="ignore")
 
 
 def without_codes(text):
@@ -52,27 +67,40 @@ def ms(tmp_path_factory):
 
 
 @pytest.fixture
-def run(ms, tmp_path):
-    """A run of four chunks in two slots, whose DP3s take their time."""
+def own(ms, tmp_path):
+    """A run of four chunks in two slots that the test itself starts; its DP3s begin when the test lets them `go`."""
     run = Run(tmp_path / "run", ms, slow_s=2.0)
-    yield run.start()
+    script = run.folder / "DP3"
+    # However busy the machine is: what a test waits to see is there until it has been seen.
+    script.write_text(script.read_text().replace("sleep 2.0", f"until [ -e {run.folder}/go ]; do sleep 0.1; done"))
+    run.write_config()
+    yield run
     run.close()
+
+
+@pytest.fixture
+def run(own):
+    """The same, started."""
+    return own.start()
+
+
+def go(run):
+    (run.folder / "go").touch()
 
 
 def test_live_view_on_a_terminal_and_lines_without_one(run):
     run.wait_for("guard.py", 2)
     live, screen = on_a_terminal([*COMMAND, "results"], run.folder)
     lines = subprocess.Popen([*COMMAND], cwd=run.folder, stdout=subprocess.PIPE, text=True)
-    shown = read_all(screen)
+    first = [lines.stdout.readline(), lines.stdout.readline()]
+    shown = read_until(screen, r"\d/4 \(2 running", r"preprocess obs t000\d: \d+ s", "2 of 2 slots busy")
+    go(run)
+    shown += read_all(screen)
     assert live.wait(60) == 0
     text = without_codes(shown)
     assert "\x1b[" in shown  # drawn over what was there
-    assert "obs" in text
-    assert re.search(r"\d/4 \(2 running", text)
-    assert re.search(r"preprocess obs t000\d: \d+ s", text)
-    assert "2 of 2 slots busy" in text
     assert "has ended" in text
-    plain = lines.communicate(timeout=60)[0]
+    plain = "".join([*first, lines.communicate(timeout=60)[0]])
     assert lines.returncode == 0
     assert "\x1b" not in plain
     assert re.search(r"^dashboard: http://127.0.0.1:\d+/status$", plain, re.MULTILINE)
@@ -92,6 +120,7 @@ def test_watching_can_be_interrupted_and_costs_little(run):
     wait_until(lambda: lines.stdout.readline().startswith("dashboard"), 30, "nothing was printed")
     lines.send_signal(signal.SIGINT)
     assert lines.wait(30) == 130
+    go(run)
     lines.stdout.close()
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert after.ru_utime - before.ru_utime < 5  # most of it to start Python
@@ -104,22 +133,13 @@ def test_nothing_to_watch(tmp_path):
     assert done.stderr.startswith(f"chunkcal: no run of this machine and user writes to {tmp_path}/here now")
 
 
-@pytest.fixture
-def own(ms, tmp_path):
-    """A run that is started on a terminal by the test itself."""
-    run = Run(tmp_path / "run", ms, slow_s=2.0)
-    run.write_config()
-    yield run
-    run.close()
-
-
 def test_snakemake_shows_the_live_view_on_a_terminal(own):
     process, screen = on_a_terminal(own.command(), own.folder)
-    shown = read_all(screen)
+    shown = read_until(screen, r"\d/4 \(2 running", r"preprocess obs t000\d: \d+ s")
+    go(own)
+    shown += read_all(screen)
     text = without_codes(shown)
     assert process.wait(60) == 0, text
-    assert re.search(r"\d/4 \(2 running", text)
-    assert re.search(r"preprocess obs t000\d: \d+ s", text)
     assert re.search(r"\d+ of \d+ jobs done; .*join_chunks obs \(\d+ s\)", text)
     assert re.search(r"dashboard: http://127.0.0.1:\d+/status", text)
     assert "4/4" in text
@@ -134,7 +154,8 @@ def test_snakemake_shows_the_live_view_on_a_terminal(own):
 
 def test_errors_stay_above_the_live_view(own):
     command = own.folder / "DP3"
-    command.write_text(command.read_text().replace("sleep 2.0", "echo no such luck >&2; exit 3"))
+    command.write_text(command.read_text().replace("sleep 0.1; done", "sleep 0.1; done; echo no such luck >&2; exit 3"))
+    go(own)
     process, screen = on_a_terminal(own.command(), own.folder)
     text = without_codes(read_all(screen))
     assert process.wait(60) == 1
@@ -151,6 +172,7 @@ def test_errors_stay_above_the_live_view(own):
 
 @pytest.mark.parametrize("words", [["--quiet", "progress"], ["--dry-run"]], ids=" ".join)
 def test_lines_instead_of_the_live_view(own, words):
+    go(own)
     process, screen = on_a_terminal([*own.command(), *words], own.folder)
     shown = read_all(screen)
     assert process.wait(60) == 0, shown
