@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -42,6 +43,9 @@ def rule_log(path: str) -> Iterator[None]:
         except Exception as error:
             traceback.print_exc()
             message = f"{type(error).__name__}: {error}; log: {Path(path).absolute()}"
+        except KeyboardInterrupt:  # who has pressed Ctrl-C knows
+            print("interrupted")
+            sys.exit(128 + signal.SIGINT)
         else:
             return
         finally:

@@ -50,6 +50,13 @@ def test_failure_leaves_one_line_on_the_terminal(tmp_path, error, message):
     assert message.removeprefix("chunkcal: ").split(";")[0] in log
 
 
+def test_an_interruption_is_no_news_on_the_terminal(tmp_path):
+    done, log = run(tmp_path, "os.kill(os.getpid(), 2)")
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "a notice\n")
+    assert log.endswith("interrupted\n")
+    assert "Traceback" not in log
+
+
 def test_last_lines_of_a_log(tmp_path):
     log = tmp_path / "a.log"
     log.write_text("before\n" + "".join(f"line {i}\n\n" for i in range(100)))

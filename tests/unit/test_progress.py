@@ -69,6 +69,7 @@ def test_records_are_not_looked_at_again_before_it_is_cheap(going, monkeypatch):
 
 def test_no_run_and_a_run_that_is_still_planning(going, tmp_path):
     assert Watcher(tmp_path / "elsewhere").look() is None
+    assert Watcher(tmp_path / "elsewhere").last() is None
     (going[0] / "plan/observations.json").unlink()
     assert progress.line(Watcher(going[0]).look()) == "planning, since 120 s"
 
@@ -100,6 +101,22 @@ def text_of(snapshot, height):
     console = Console(file=io.StringIO(), width=100, height=height)
     console.print(watch.view(snapshot, height))
     return console.file.getvalue()
+
+
+def test_last_picture_of_a_run_shows_nothing_at_work(going):
+    results, status = going
+    folder = state.find(results)
+    watcher = Watcher(results, folder)
+    assert watcher.look().total().running == 1
+    (results / "a/preprocess/t0000.json").touch()  # made between the last look and the end
+    (folder / "run.json").unlink()
+    assert watcher.look() is None
+    last = watcher.last()
+    assert last.cells["a", "preprocess"] == Cell(total=3, made=3)
+    assert (last.total().running, last.total().waiting, last.tasks, last.dashboard) == (0, 0, [], None)
+    text = progress.line(last)
+    assert text.startswith("preprocess 3/6, calibrate 0/6 chunks; 1.5 chunks/min; ")
+    assert text.endswith("; the run has ended before all chunks were done")
 
 
 def test_view_of_many_observations_fits_the_terminal_and_shows_those_at_work():

@@ -19,11 +19,16 @@ from chunkcal.simulate import Simulation, simulate
 COMMAND = [sys.executable, "-m", "chunkcal.cli", "watch"]
 
 
-def on_a_terminal(command, folder, **environment):
-    """Start a command on a terminal of its own; return the process and the terminal's other end."""
+def on_a_terminal(command, folder, controlling=False, **environment):
+    """Start a command on a terminal of its own; return the process and the terminal's other end.
+
+    Keys such as Ctrl-C reach the command's processes only if the terminal is their controlling one.
+    """
     master, slave = pty.openpty()
     termios.tcsetwinsize(slave, (30, 100))
     env = os.environ | {"TERM": "xterm", "CHUNKCAL_TEST_RUN": str(folder)} | environment
+    # setsid opens no terminal by itself; --ctty takes the one that is its standard input.
+    command = ["setsid", "--wait", "--ctty", *command] if controlling else command
     process = subprocess.Popen(command, cwd=folder, stdin=slave, stdout=slave, stderr=slave, env=env)
     os.close(slave)
     return process, master
@@ -168,6 +173,21 @@ def test_errors_stay_above_the_live_view(own):
     (log,) = own.folder.glob(".snakemake/log/*.log")
     assert "CalledProcessError" in log.read_text()
     assert text.rstrip().endswith("At least one job did not complete successfully.")
+
+
+def test_an_interruption_leaves_a_clean_terminal(own):
+    process, screen = on_a_terminal(own.command(), own.folder, controlling=True)
+    shown = read_until(screen, r"\d/4 \(2 running")
+    os.write(screen, b"\x03")  # Ctrl-C: to all processes on the terminal
+    shown += read_all(screen)
+    assert process.wait(60) == 1
+    assert "Traceback" not in shown
+    assert "KeyboardInterrupt" not in shown
+    assert shown.count("\x1b[?25l") == shown.count("\x1b[?25h") == 1  # the cursor is back
+    end = without_codes(shown).rpartition("observation")[2]
+    assert "the run has ended before all chunks were done" in end
+    assert "running" not in end
+    own.must_be_gone()
 
 
 @pytest.mark.parametrize("words", [["--quiet", "progress"], ["--dry-run"]], ids=" ".join)

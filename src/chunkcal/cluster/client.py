@@ -333,6 +333,8 @@ def run_chunk(
     except ClusterError as error:
         print(f"chunkcal: {error}", file=sys.stderr)
         sys.exit(1)
+    except KeyboardInterrupt:  # who has pressed Ctrl-C knows
+        sys.exit(128 + signal.SIGINT)
     finally:
         remove_attempts(glob.escape(output))
 

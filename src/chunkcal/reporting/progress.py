@@ -65,6 +65,7 @@ class Snapshot:
     dashboard: str | None = None
     elapsed_s: float = 0.0
     remaining_s: float | None = None
+    ended: bool = False
 
     @property
     def observations(self) -> list[str]:
@@ -102,6 +103,7 @@ class Watcher:
         self._plan: tuple[int, dict[str, Any]] = (0, {})
         self._cells: dict[tuple[str, str], Cell] = {}
         self._look_again = 0.0
+        self._began = self._elapsed_s = 0.0
 
     def look(self) -> Snapshot | None:
         """Take a snapshot; None if no run is going on."""
@@ -110,11 +112,11 @@ class Watcher:
         if run is None or not state.owner_is_alive(run["owner"]):
             self.folder = None
             return None
-        began = (self.folder / "run.json").stat().st_mtime
+        began = self._began = (self.folder / "run.json").stat().st_mtime
         status = client.status(self.folder) or {}
         self._count(began)
         snapshot = Snapshot(self._cells, n_slots=status.get("n_slots", 0), dashboard=status.get("dashboard"))
-        snapshot.elapsed_s = time.time() - began
+        snapshot.elapsed_s = self._elapsed_s = time.time() - began
         for cell in self._cells.values():
             cell.running = cell.waiting = 0
         for what in ("running", "waiting"):
@@ -125,6 +127,16 @@ class Watcher:
         snapshot.tasks = [Task(t["name"], t["seconds"], _percent(t["log"])) for t in status.get("running", ())]
         snapshot.remaining_s = _remaining(snapshot, status.get("finished", {}))
         return snapshot
+
+    def last(self) -> Snapshot | None:
+        """Take the snapshot of a run that has ended since the last look; None if there was none."""
+        if not self._began:
+            return None
+        self._look_again = 0.0
+        self._count(self._began)
+        for cell in self._cells.values():
+            cell.running = cell.waiting = 0
+        return Snapshot(self._cells, elapsed_s=self._elapsed_s, ended=True)
 
     def _count(self, began: float) -> None:
         """Count the records, by whether they are older than the run."""
@@ -191,11 +203,15 @@ def _remaining(snapshot: Snapshot, finished: dict[str, list[float]]) -> float | 
 def line(snapshot: Snapshot) -> str:
     """Say in one line how far a run is."""
     if not snapshot.cells:
+        if snapshot.ended:
+            return "the run has ended before there was a plan"
         return f"planning, since {snapshot.elapsed_s:.0f} s"
     parts = [f"{stage} {cell.done}/{cell.total}" for stage in snapshot.stages if (cell := snapshot.total(stage))]
-    text = f"{', '.join(parts)} chunks; {len(snapshot.tasks)} of {snapshot.n_slots} slots busy"
-    waiting = snapshot.total().waiting
-    return f"{text}, {waiting} waiting; {snapshot.per_minute:.1f} chunks/min; {end_text(snapshot)}"
+    text = f"{', '.join(parts)} chunks"
+    if not snapshot.ended:
+        waiting = snapshot.total().waiting
+        text += f"; {len(snapshot.tasks)} of {snapshot.n_slots} slots busy, {waiting} waiting"
+    return f"{text}; {snapshot.per_minute:.1f} chunks/min; {end_text(snapshot)}"
 
 
 def end_text(snapshot: Snapshot) -> str:
@@ -203,6 +219,8 @@ def end_text(snapshot: Snapshot) -> str:
     total = snapshot.total()
     if total.total and total.done >= total.total and not total.running and not total.waiting:
         return "all chunks are done"
+    if snapshot.ended:
+        return "the run has ended before all chunks were done"
     if snapshot.remaining_s is None:
         return "end not known yet"
     minutes = snapshot.remaining_s / 60

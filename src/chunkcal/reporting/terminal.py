@@ -137,13 +137,14 @@ class Screen:
 
         from chunkcal.reporting.watch import view
 
-        snapshot = self._watcher.look()
-        if snapshot is None:  # the run has ended: its last picture stays
+        snapshot = self._watcher.look() or self._watcher.last()
+        if snapshot is None:
             return
-        others = [f"{name} ({time.monotonic() - began:.0f} s)" for name, began in list(self._jobs.values())]
+        jobs = [] if snapshot.ended else list(self._jobs.values())
+        others = [f"{name} ({time.monotonic() - began:.0f} s)" for name, began in jobs]
         now = ", ".join(others[:MAX_JOBS]) + (f" and {len(others) - MAX_JOBS} more" if len(others) > MAX_JOBS else "")
-        jobs = Text("; ".join(filter(None, (self._steps, now))), style="dim")
-        self._live.update(Group(Text(), view(snapshot, self._console.height - 2), jobs), refresh=True)
+        steps = Text("; ".join(filter(None, (self._steps, now))), style="dim")
+        self._live.update(Group(Text(), view(snapshot, self._console.height - 2), steps), refresh=True)
 
 
 @contextmanager

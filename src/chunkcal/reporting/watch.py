@@ -59,6 +59,9 @@ def _snapshots(watcher: progress.Watcher, first: Snapshot, period_s: float) -> I
             time.sleep(min(1.0, period_s))
         shown = time.monotonic()
         snapshot = watcher.look()
+    last = watcher.last()
+    if last is not None:
+        yield last
 
 
 def _goes_on(watcher: progress.Watcher) -> bool:
