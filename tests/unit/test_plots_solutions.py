@@ -21,6 +21,13 @@ def count(image, colour):
     return int((image == wanted).all(axis=2).sum())
 
 
+THEMES = (plots.LIGHT, plots.DARK)
+
+
+def both(picture):
+    return picture.light, picture.dark
+
+
 def waterfalls(values, n_times=20):
     names = tuple(f"m{i}" for i in range(values.shape[2]))
     times = 5.0 + 10 * np.arange(n_times)
@@ -54,6 +61,27 @@ def test_flagged_solutions_and_gaps_have_their_colours():
     in_gap = drawn(waterfalls(values), (50, 100))
     assert count(in_gap, FLAGGED) - legend < 0.02 * PANELS
     assert count(in_gap, plots.LIGHT.gap) == pytest.approx(PANELS / 4, rel=0.05)
+
+
+def near(png, colour, distance=30):
+    """Count pixels that look much like this colour."""
+    wanted = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
+    return int((np.abs(pixels(png) - wanted).max(axis=2) < distance).sum())
+
+
+@pytest.mark.parametrize("kind", ["phase", "amplitude"])
+def test_no_value_looks_like_a_gap_or_a_flag(kind):
+    """Phases near 180 degrees were once drawn in the grey of a gap."""
+    whole = np.broadcast_to(np.linspace(-180, 180, 20)[:, None, None, None], (20, 2, 4, 2))
+    unit = {"phase": "degrees", "amplitude": ""}[kind]
+    steep = dataclasses.replace(waterfalls(whole), kind=kind, unit=unit)
+    assert steep.is_angle == (kind == "phase")
+    flat = dataclasses.replace(steep, values=np.zeros_like(whole))  # what else is on the page
+    span = plots.Span(0, 200)
+    pictures = [both(plots.draw_waterfalls(one, span)) for one in (steep, flat)]
+    for one, none, theme in zip(*pictures, THEMES, strict=True):
+        for colour in (theme.gap, FLAGGED):
+            assert near(one, colour) - near(none, colour) < 0.02 * PANELS  # a column is 0.05
 
 
 def test_missing_columns_are_no_data():

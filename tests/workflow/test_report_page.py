@@ -77,6 +77,17 @@ def test_fits_a_phone_also_when_everything_is_unfolded(visit):
     assert visit(do, width=380) == [380, 380, 380]
 
 
+def test_paths_are_whole_on_a_phone(visit):
+    """The table of what went in and came out was once wider than the window, and cut paths off."""
+
+    async def do(page):
+        return await page.run(
+            "[...document.querySelectorAll('.scroll:has(> .facts)')].map(o => o.scrollWidth - o.clientWidth)"
+        )
+
+    assert visit(do, width=380) == [0, 0]
+
+
 @pytest.mark.parametrize("dark", [False, True])
 def test_page_and_pictures_follow_the_colour_scheme(visit, dark):
     async def do(page):

@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
-from matplotlib.colors import to_rgb
+from matplotlib.colors import LinearSegmentedColormap, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -33,8 +33,11 @@ from chunkcal.plots.style import (
 )
 
 MAX_POINTS = 1000  # in time, per panel: more than its pixels
-# Angles come back to where they began. Few levels, so that a palette holds them.
-_MAPS = {True: colormaps["twilight"].resampled(96), False: colormaps["cividis"].resampled(96)}
+# Angles come back to where they began, through the colours of -180, -90, 0 and 90 degrees. No colour of the circle
+# looks like a gap, a panel or a flag, also to people who do not see red and green; twilight ends in a gap's grey.
+_ANGLES = LinearSegmentedColormap.from_list("angles", ["#714805", "#b10085", "#00a5f8", "#96f285", "#714805"])
+# Few levels, so that a palette holds them.
+_MAPS = {True: _ANGLES.resampled(96), False: colormaps["cividis"].resampled(96)}
 
 
 # ---- against time ---------------------------------------------------------------------------------------

@@ -84,6 +84,7 @@ def png(figure: Figure, theme: Theme, colour_map: Colormap | None = None) -> byt
     canvas.draw()
     image = Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3])
     named = [FLAGGED, theme.page, theme.panel, theme.gap, theme.missing, *theme.series]
+    named += [theme.text, theme.muted]
     levels = colour_map(np.arange(colour_map.N))[:, :3] if colour_map else np.empty((0, 3))
     kept = np.rint(255 * np.concatenate([[to_rgb(colour) for colour in named], levels])).astype(int)
     n_common = min(_COLOURS, 256 - len(kept))
