@@ -308,7 +308,8 @@ def strategy_file(telescope: str, command_is_users: bool = False) -> Path | None
 
 _HINTS = (
     (("bucketcache::",), "the MeasurementSet is damaged or incomplete; copy it again"),
-    (("no space left on device", "disk quota exceeded", "error 28"), "the disk is full"),
+    # The last is casacore's short write of a lock file.
+    (("no space left on device", "disk quota exceeded", "error 28", "tracepwrite("), "the disk is full"),
     (("bad_alloc", "cannot allocate memory", "out of memory", "oom-kill"), "out of memory"),
     (("unused parset keywords found",), "a parameter is unknown to DP3, see 'not used' in the log"),
     (("cannot read table of observatories",), "DP3 finds no measures data; set dp3.measures_dir"),

@@ -150,6 +150,7 @@ def test_every_telescope_has_a_strategy(telescope):
         (-signal.SIGABRT, "", ["SIGABRT", "full disk"]),
         (139, "", ["SIGSEGV"]),
         (1, "RuntimeError: write: No space left on device", ["disk is full"]),
+        (1, "RuntimeError: (LockFile.cc : 375) Failed AlwaysAssert tracePWRITE(fd, buffer) == leng", ["disk is full"]),
         (127, "", ["status 127"]),
         (-15, "last words", ["SIGTERM", "last words"]),
     ],
