@@ -22,7 +22,8 @@ import casacore.tables as ct
 import numpy as np
 from astropy.stats import mad_std
 
-from chunkcal import plots, wsclean
+from chunkcal import wsclean
+from chunkcal.plots.sky import draw_sky
 
 _LIGHT_M_S = 299_792_458.0
 _BASELINES = 75  # percentile of the lengths that the automatic scale resolves: long arms must not shrink the field
@@ -99,7 +100,7 @@ def _image_all(
             images[name] = measure(folder / name)
         for rest in ("psf", "model", "residual"):
             (folder / f"{when}-{rest}.fits").unlink(missing_ok=True)
-    picture = plots.draw_sky([(name, folder / name, images[name]) for name in images])
+    picture = draw_sky([(name, folder / name, images[name]) for name in images])
     (folder / "images.png").write_bytes(picture.light)
     (folder / "images-dark.png").write_bytes(picture.dark)
     return {

@@ -1,7 +1,7 @@
 """Pictures of the sky."""
 
 from chunkcal.image import measure
-from chunkcal.plots import draw_sky
+from chunkcal.plots.sky import draw_sky
 from sky_image import write_image
 
 

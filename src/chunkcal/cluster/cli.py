@@ -9,7 +9,6 @@ from typing import Any
 import yaml
 
 import chunkcal
-from chunkcal.cluster.backends.jobqueue import CLUSTERS, Place, job_script
 from chunkcal.cluster.state import SHARED, ClusterError
 from chunkcal.config import load_schema, validate
 from chunkcal.errors import UserError
@@ -34,6 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print the job script."""
+    # Here, not above: dask takes a second to import, which every other command of chunkcal would wait for.
+    from chunkcal.cluster.backends.jobqueue import CLUSTERS, Place, job_script
+
     executor, files = _profile(options.profile)
     config: dict[str, Any] = {}
     for path in [Path(CONFIG), *(options.configfile or files)]:

@@ -1,10 +1,12 @@
-"""Pictures of the report: solutions, flags, images of the sky, and who ran what when."""
+"""Pictures of the report: solutions, flags, and who ran what when.
+
+Images of the sky are in `chunkcal.plots.sky`, which needs astropy's coordinates: slow to import.
+"""
 
 from chunkcal.plots.flags import NAMES as STAGE_NAMES
 from chunkcal.plots.flags import draw_flag_bars, draw_flag_waterfalls
 from chunkcal.plots.panels import MAX_SEAMS
 from chunkcal.plots.reading import Solutions, Span, Waterfalls, read_solutions, read_waterfalls
-from chunkcal.plots.sky import draw_sky
 from chunkcal.plots.solutions import MAX_POINTS, draw_solutions, draw_waterfalls
 from chunkcal.plots.style import DARK, LIGHT, Picture
 from chunkcal.plots.timing import draw_gantt
@@ -22,7 +24,6 @@ __all__ = [
     "draw_flag_bars",
     "draw_flag_waterfalls",
     "draw_gantt",
-    "draw_sky",
     "draw_solutions",
     "draw_waterfalls",
     "read_solutions",
