@@ -19,6 +19,7 @@ rule apply_chunk:
     localrule: True
     conda:
         "../envs/chunkcal.yaml"
+    threads: 0  # it only waits for its DP3; `inflight` bounds how many do
     resources:
         inflight=1,
     params:

@@ -18,6 +18,7 @@ rule calibrate_chunk:
     localrule: True
     conda:
         "../envs/chunkcal.yaml"
+    threads: 0  # it only waits for its DP3; `inflight` bounds how many do
     resources:
         inflight=1,
     params:

@@ -191,9 +191,20 @@ def cluster_settings():
     return settings
 
 
+def chunks_in_flight():
+    """Return how many chunk jobs may be under way at once: a spare one waits at each slot, which so is never idle."""
+    n_slots = cluster_settings()["n_slots"]
+    return max(2 * n_slots, n_slots + 4)
+
+
 def slurm_job_name():
     """Return the name of all jobs that snakemake itself submits to SLURM in this run, None if it submits none."""
     return getattr(workflow.scheduler._executor, "run_uuid", None) if executor_is_slurm() else None
+
+
+# As `--resources inflight=N`, where neither the command line nor the profile says so.
+if "inflight" not in workflow.global_resources:
+    workflow.register_resource("inflight", chunks_in_flight())
 
 
 onstart:

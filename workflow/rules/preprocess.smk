@@ -17,6 +17,7 @@ rule preprocess_chunk:
     localrule: True
     conda:
         "../envs/chunkcal.yaml"
+    threads: 0  # it only waits for its DP3; `inflight` bounds how many do
     resources:
         inflight=1,
     params:

@@ -359,6 +359,11 @@ def main(folder: Path) -> int:
             "distributed.scheduler.no-workers-timeout": None,  # we know better than dask what is worth waiting for
             "distributed.worker.profile.enabled": False,  # samples our waiting thread, for nothing
             "distributed.admin.low-level-log-length": 0,
+            # Every process of dask watches itself 50 times a second; ours have long tasks, of which slots take care.
+            "distributed.admin.tick.interval": "1s",
+            "distributed.admin.system-monitor.interval": "5s",
+            "distributed.scheduler.active-memory-manager.start": False,
+            "distributed.scheduler.work-stealing": False,
         }
     )
     try:
