@@ -4,7 +4,7 @@ VENV   ?= $(CURDIR)/.venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: env test-env demo test test-slurm test-faults fuzz lint dry-run format lock clean
+.PHONY: env test-env demo test test-slurm test-faults fuzz bench lint dry-run format lock clean
 .DELETE_ON_ERROR:
 
 env: $(VENV)/.env ## set up the virtual environment with the locked dependencies
@@ -45,6 +45,9 @@ test-faults: test-env ## try every fault as often as docs/faults.md says (half a
 fuzz: test-env ## try 2,000 configurations that nobody would write
 	@CHUNKCAL_FUZZ_CASES=2000 $(BIN)/python -m pytest tests/fuzz
 
+bench: test-env ## the pipeline beside bare DP3 on the same input and cores (half an hour, best on a quiet machine)
+	@$(BIN)/python benchmarks/bench.py --size-mb 1000 --n-stations 62
+
 lint: test-env ## check style of Python, rules and workflow
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -66,4 +69,6 @@ lock: test-env ## choose new versions within the bounds of pyproject.toml
 	cd $(CURDIR) && $(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --quiet --constraint requirements.lock --extra build --extra test -o requirements-test.lock
 
 clean: ## remove everything that was made, except the virtual environment
-	rm -rf results demo logs benchmarks .snakemake
+	rm -rf results demo logs benchmarks/results .snakemake
+	find benchmarks -name '*.tsv' -delete
+	find benchmarks -type d -empty -delete
