@@ -43,6 +43,6 @@ def ask(program: str, *words: object) -> str:
 
 def state_folder(run: Run) -> Path:
     """Find the state folder of a run while a DP3 is at work."""
-    guard = run.wait_for("guard.py")[0]
+    guard = run.wait_for("usage.json")[0]
     words = Path(f"/proc/{guard}/environ").read_bytes().split(b"\0")
     return Path(next(word for word in words if word.startswith(b"CHUNKCAL_RUN=")).split(b"=", 1)[1].decode())

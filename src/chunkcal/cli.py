@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 import chunkcal
-from chunkcal import simulate
+from chunkcal import preflight, simulate
 from chunkcal.cluster import cli as cluster
 from chunkcal.errors import UserError
 from chunkcal.lineage import replay
@@ -19,6 +19,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="chunkcal", description=__doc__)
     parser.add_argument("--version", action="version", version=chunkcal.__version__)
     commands = parser.add_subparsers(dest="command", required=True)
+    preflight.add_arguments(
+        commands.add_parser("check", help="say what a run would find and do, and all that is in its way; start nothing")
+    )
     simulate.add_arguments(
         commands.add_parser("simulate", help="make a MeasurementSet whose sky, gains, noise and interference are known")
     )
@@ -31,6 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     watch.add_arguments(commands.add_parser("watch", help="show how far a run is, while it runs"))
     options = parser.parse_args(arguments)
     modules = {
+        "check": preflight,
         "cluster": cluster,
         "replay": replay,
         "report": report,

@@ -109,7 +109,7 @@ def _image_all(
         "size_pixels": settings["size_pixels"],
         "n_chunks": len(inputs["before"]),
         "pictures": [picture.width, picture.height],
-        "wsclean": _version(command),
+        "wsclean": wsclean.version(command),
     }
 
 
@@ -152,11 +152,6 @@ def _run(arguments: Sequence[str], folder: Path) -> None:
         raise ImageError(
             f"WSClean ended with exit status {done.returncode}: {said or (lines[-1] if lines else 'no words')}"
         )
-
-
-def _version(command: Sequence[str]) -> str:
-    done = subprocess.run([*command, "--version"], capture_output=True, text=True, check=False)
-    return next((line.strip() for line in done.stdout.splitlines() if "version" in line.lower()), "unknown")
 
 
 def measure(path: str | os.PathLike) -> dict[str, float | None]:

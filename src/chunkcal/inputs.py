@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import glob
+import math
 import os
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from chunkcal.errors import UserError, refuse_braces
 
 MAGIC = re.compile(r"[*?\[]")
+# Columns of a sample sheet.
+COLUMNS = ("obs", "ms", "sky_model", "h5parm", "chunk_s", "reference_station", "band_of")
 
 
-def resolve_observations(config: dict[str, Any]) -> list[dict[str, str | None]]:
+def resolve_observations(config: dict[str, Any]) -> list[dict[str, Any]]:
     """List the observations of a validated configuration.
 
     Returns
@@ -20,7 +24,8 @@ def resolve_observations(config: dict[str, Any]) -> list[dict[str, str | None]]:
     list of dict
         ``obs`` (name), ``ms`` (path), ``sky_model`` (path, or None without calibration) and ``band_of`` (name of the
         observation that it is a band of, or None), in the order of the configuration; the matches of one glob are
-        sorted by name. Relative paths stay relative.
+        sorted by name. Relative paths stay relative. From a sample sheet, None where it says nothing: ``h5parm``
+        (path, for ``{h5parm}``), ``chunk_s`` (length of a chunk, s) and ``reference_station`` (for `process`).
 
     Raises
     ------
@@ -33,7 +38,7 @@ def resolve_observations(config: dict[str, Any]) -> list[dict[str, str | None]]:
         rows = [{"ms": path} for path in _expand(config["input"])]
     base = config["extra_inputs_dir"] or ""
     default_model = config["calibrate"]["sky_model"] if config["calibrate"] else None
-    observations: dict[str, dict[str, str | None]] = {}
+    observations: dict[str, dict[str, Any]] = {}
     for row in rows:
         ms = os.path.normpath(row["ms"])
         refuse_braces("input", ms)
@@ -48,8 +53,51 @@ def resolve_observations(config: dict[str, Any]) -> list[dict[str, str | None]]:
             model = model.replace("{obs}", obs).replace("{ms_dir}", os.path.dirname(ms) or ".")
             model = os.path.normpath(os.path.join(base, os.path.expanduser(model)))
             refuse_braces("calibrate.sky_model", model)
-        observations[obs] = {"obs": obs, "ms": ms, "sky_model": model, "band_of": row.get("band_of") or None}
+        h5parm = row.get("h5parm") or None
+        if h5parm is not None:
+            h5parm = os.path.normpath(os.path.join(base, os.path.expanduser(h5parm)))
+            refuse_braces("observations: h5parm", h5parm)
+        observations[obs] = {
+            "obs": obs,
+            "ms": ms,
+            "sky_model": model,
+            "h5parm": h5parm,
+            "chunk_s": float(row["chunk_s"]) if row.get("chunk_s") else None,
+            "reference_station": row.get("reference_station") or None,
+            "band_of": row.get("band_of") or None,
+        }
+    stations = [row["reference_station"] for row in observations.values() if row["reference_station"]]
+    solves = config["calibrate"]["solves"] if stations and config["calibrate"] else []
+    if solves and not any("reference" in step for solve in solves for step in solve["process"]):
+        raise UserError(
+            f"observations: reference_station is {stations[0]}, but no solve has the step reference in its process;"
+            " add process: [{reference: {}}] to a solve, or remove the column"
+        )
     return list(observations.values())
+
+
+def for_observation(section: Any, row: Mapping[str, Any]) -> Any:
+    """Put an observation's own into a section of the configuration: ``{obs}``, ``{ms_dir}`` and ``{h5parm}`` in texts.
+
+    Raises
+    ------
+    UserError
+        ``{h5parm}`` is named, and the sample sheet gives the observation none.
+    """
+    if isinstance(section, str):
+        if "{h5parm}" in section and not row.get("h5parm"):
+            raise UserError(
+                f"{row['obs']}: the configuration names {{h5parm}}, and there is none for this observation; fill the"
+                " column h5parm of the sample sheet (observations: FILE.tsv)"
+            )
+        folder = os.path.abspath(os.path.dirname(row["ms"]))
+        h5parm = os.path.abspath(row["h5parm"]) if row.get("h5parm") else ""
+        return section.replace("{obs}", row["obs"]).replace("{ms_dir}", folder).replace("{h5parm}", h5parm)
+    if isinstance(section, Mapping):
+        return {key: for_observation(value, row) for key, value in section.items()}
+    if isinstance(section, list):
+        return [for_observation(value, row) for value in section]
+    return section
 
 
 def refuse_output_dir(path: str) -> None:
@@ -106,16 +154,21 @@ def _from_sheet(path: str) -> list[dict[str, str]]:
         ) from None
     if not isinstance(table.index, pd.RangeIndex):  # pandas takes the surplus for names of rows, and shifts the rest
         raise UserError(f"observations: {path} has lines with more values than the {len(table.columns)} columns")
-    unknown = set(table.columns) - {"obs", "ms", "sky_model", "band_of"}
+    unknown = set(table.columns) - set(COLUMNS)
     if "ms" not in table.columns or unknown:
+        others = [name for name in COLUMNS if name != "ms"]
         raise UserError(
-            f"observations: {path} has the columns {', '.join(table.columns)}; wanted: ms, optionally obs, sky_model"
-            " and band_of"
+            f"observations: {path} has the columns {', '.join(table.columns)}; wanted: ms, optionally"
+            f" {', '.join(others[:-1])} and {others[-1]}"
         )
     rows = [{key: value.strip() for key, value in row.items()} for row in table.to_dict("records")]
     for number, row in enumerate(rows, start=2):
         if not row["ms"]:
             raise UserError(f"observations: {path}, line {number}: the column ms is empty")
+        if row.get("chunk_s") and not _is_length(row["chunk_s"]):
+            raise UserError(
+                f"observations: {path}, line {number}: chunk_s {row['chunk_s']!r} is not a length in seconds"
+            )
         for key in ("obs", "band_of"):
             if row.get(key) and row[key] != observation_name(row[key] + ".ms"):
                 raise UserError(
@@ -124,3 +177,10 @@ def _from_sheet(path: str) -> list[dict[str, str]]:
     if not rows:
         raise UserError(f"observations: {path} lists no observation")
     return rows
+
+
+def _is_length(text: str) -> bool:
+    try:
+        return 0 < float(text) < math.inf
+    except ValueError:
+        return False

@@ -9,6 +9,7 @@ import math
 import os
 import shlex
 import shutil
+import subprocess
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,6 +21,12 @@ def find(command: str | Sequence[str]) -> list[str] | None:
     except ValueError:  # a quote without its partner
         return None
     return words if words and shutil.which(words[0]) else None
+
+
+def version(command: Sequence[str]) -> str:
+    """Give the line in which WSClean tells its version."""
+    done = subprocess.run([*command, "--version"], capture_output=True, text=True, check=False)
+    return next((line.strip() for line in done.stdout.splitlines() if "version" in line.lower()), "unknown")
 
 
 def arguments(

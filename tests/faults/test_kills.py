@@ -35,7 +35,7 @@ def test_dp3(make_run, clean, count, dice, repeat):
 
     def a_dp3():
         try:
-            return next((child for guard in run.find("guard.py") for child in children(guard)), None)
+            return next((child for guard in run.find("usage.json") for child in children(guard)), None)
         except OSError:
             return None
 
@@ -56,7 +56,7 @@ def test_worker_and_guard(make_run, clean, count, dice, part, repeat):
     def a_victim():
         """Find a worker (or its guard) that has a DP3, and remember that DP3."""
         try:
-            for guard in run.find("guard.py"):
+            for guard in run.find("usage.json"):
                 worker = int(Path(f"/proc/{guard}/stat").read_text().rsplit(")", 1)[1].split()[1])
                 dp3s[:] = children(guard)
                 if dp3s:
@@ -83,7 +83,7 @@ def test_supervisor(make_run, clean, count, dice, repeat):
         for n in (1, 3):
             wait_until(lambda n=n: len(run.records()) >= n, 60, run.text())
             time.sleep(dice.uniform(0, 1))
-            old = run.find("guard.py")
+            old = run.find("usage.json")
             os.kill(run.wait_for("chunkcal.cluster.supervisor")[0], signal.SIGKILL)
             wait_until(lambda old=old: not any(map(state.start_time, old)), 2, "a guard has outlived its supervisor")
         run.must_finish()
@@ -95,7 +95,7 @@ def test_supervisor(make_run, clean, count, dice, repeat):
 @pytest.mark.repeat(10, 1)
 def test_snakemake(make_run, clean, count, dice, number, repeat):
     run = make_run().start()
-    run.wait_for("guard.py")
+    run.wait_for("usage.json")
     time.sleep(dice.uniform(0, 2))
     with count(f"{number.name} of snakemake: all gone"):
         run.process.send_signal(number)
@@ -107,7 +107,7 @@ def test_snakemake(make_run, clean, count, dice, number, repeat):
 
 def test_state_folder_is_private_and_goes_away(make_run):
     run = make_run().start()
-    guard = run.wait_for("guard.py")[0]
+    guard = run.wait_for("usage.json")[0]
     words = Path(f"/proc/{guard}/environ").read_bytes().split(b"\0")
     folder = Path(next(word for word in words if word.startswith(b"CHUNKCAL_RUN=")).split(b"=", 1)[1].decode())
     assert folder.stat().st_mode & 0o777 == 0o700
@@ -150,7 +150,7 @@ def test_never_more_dp3_than_slots(make_run, clean):
     run = make_run().start()
     most = 0
     while run.process.poll() is None:
-        guards = run.find("guard.py")
+        guards = run.find("usage.json")
         # A guard's child is a guard by name until it has become DP3.
         most = max(most, sum(parent_of(guard) not in guards for guard in guards))
         time.sleep(0.02)

@@ -134,7 +134,7 @@ class SlurmRun(Run):
         """Wait until a DP3 is at work; give the worker job that it belongs to, which is none of `other_than`."""
 
         def busy() -> list[str] | None:
-            for guard in self.find("guard.py"):
+            for guard in self.find("usage.json"):
                 try:
                     words = Path(f"/proc/{guard}/environ").read_bytes().split(b"\0")
                 except OSError:

@@ -63,7 +63,7 @@ def test_never_more_dp3s_than_slots_while_twenty_chunks_run_on_four(make_run, pl
         # A DP3 at work is the guard's child in a session of its own; the guard alone may be about to start or to end.
         sessions = {
             process
-            for guard in run.find("guard.py")
+            for guard in run.find("usage.json")
             for process in children(guard)
             if Path(f"/proc/{process}/stat").exists()
         }

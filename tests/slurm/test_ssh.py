@@ -107,7 +107,7 @@ def test_gives_the_bytes_of_a_local_run_and_leaves_nothing(make_run, clean):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL], ids=lambda number: number.name)
 def test_nothing_outlives_snakemake(make_run, number):
     run = make_run(slow_s=30).start()
-    run.wait_for("cluster/guard.py", 2)
+    run.wait_for("usage.json", 2)
     run.process.send_signal(number)
     assert run.process.wait(20) != 0
     run.must_be_gone(10)
@@ -117,8 +117,8 @@ def test_nothing_outlives_snakemake(make_run, number):
 def test_nothing_outlives_a_supervisor_that_is_killed_while_its_workers_hang(make_run):
     """Workers that are stopped notice nothing themselves: their guard must do it."""
     run = make_run(slow_s=30).start()
-    run.wait_for("cluster/guard.py", 2)
-    old = run.find("distributed.cli.dask_spec") + run.find("multiprocessing") + run.find("cluster/guard.py")
+    run.wait_for("usage.json", 2)
+    old = run.find("distributed.cli.dask_spec") + run.find("multiprocessing") + run.find("usage.json")
     assert len(old) >= 6
     for pid in run.find("multiprocessing"):
         os.kill(pid, signal.SIGSTOP)
@@ -130,7 +130,7 @@ def test_nothing_outlives_a_supervisor_that_is_killed_while_its_workers_hang(mak
 
 def test_lost_host_comes_back(make_run, clean):
     run = make_run().start()
-    run.wait_for("cluster/guard.py", 2)
+    run.wait_for("usage.json", 2)
     for pid in run.find("chunkcal.cluster.guard"):
         os.kill(pid, signal.SIGKILL)
     run.must_finish()

@@ -1,7 +1,7 @@
 import pytest
 
 from chunkcal.errors import UserError
-from chunkcal.inputs import observation_name, refuse_output_dir, resolve_observations
+from chunkcal.inputs import for_observation, observation_name, refuse_output_dir, resolve_observations
 
 CALIBRATE = {"sky_model": "{ms_dir}/{obs}.skymodel", "solves": []}
 
@@ -47,16 +47,42 @@ def test_sheet(tmp_path):
     sheet = tmp_path / "o.tsv"
     sheet.write_text("obs\tms\tsky_model\tband_of\none\t/d/1.ms\t/m/1\twhole\n\t/d/2.ms\t\t\n")
     rows = resolve_observations(config(observations=str(sheet), calibrate=CALIBRATE))
+    nothing = {"h5parm": None, "chunk_s": None, "reference_station": None}
     assert rows == [
-        {"obs": "one", "ms": "/d/1.ms", "sky_model": "/m/1", "band_of": "whole"},
-        {"obs": "2", "ms": "/d/2.ms", "sky_model": "/d/2.skymodel", "band_of": None},
+        {"obs": "one", "ms": "/d/1.ms", "sky_model": "/m/1", "band_of": "whole"} | nothing,
+        {"obs": "2", "ms": "/d/2.ms", "sky_model": "/d/2.skymodel", "band_of": None} | nothing,
     ]
+
+
+def test_sheet_with_what_is_an_observations_own(tmp_path):
+    sheet = tmp_path / "o.tsv"
+    sheet.write_text("ms\th5parm\tchunk_s\treference_station\n/d/1.ms\tcal.h5\t1e3\tCS002\n/d/2.ms\t\t\t\n")
+    solve = {"process": [{"reference": {"station": "auto"}}]}
+    calibrate = CALIBRATE | {"solves": [solve]}
+    first, second = resolve_observations(
+        config(observations=str(sheet), calibrate=calibrate, extra_inputs_dir="/extra")
+    )
+    assert (first["h5parm"], first["chunk_s"], first["reference_station"]) == ("/extra/cal.h5", 1000.0, "CS002")
+    assert (second["h5parm"], second["chunk_s"], second["reference_station"]) == (None, None, None)
+    with pytest.raises(UserError, match="reference_station is CS002, but no solve"):
+        resolve_observations(config(observations=str(sheet), calibrate=CALIBRATE | {"solves": [{"process": []}]}))
+
+
+def test_a_section_for_one_observation():
+    row = {"obs": "a", "ms": "/d/x.ms", "h5parm": "/h/a.h5"}
+    section = {"steps": [{"ApplyCal": {"parmdb": "{h5parm}"}}, {"n": 3, "p": "{ms_dir}/{obs}.h5"}], "other": None}
+    own = for_observation(section, row)
+    assert own == {"steps": [{"ApplyCal": {"parmdb": "/h/a.h5"}}, {"n": 3, "p": "/d/a.h5"}], "other": None}
+    with pytest.raises(UserError, match=r"a: .*fill the column h5parm"):
+        for_observation(section, row | {"h5parm": None})
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
         ("obs\tmss\na\tb\n", "wanted: ms"),
+        ("ms\tchunk_s\na.ms\tlong\n", "line 2: chunk_s 'long' is not a length"),
+        ("ms\tchunk_s\na.ms\t-1\n", "line 2: chunk_s '-1' is not a length"),
         ("obs\tms\na\t\n", "line 2: the column ms is empty"),
         ("obs\tms\na/b\tc.ms\n", "may hold only letters"),
         ("obs\tms\n", "lists no observation"),

@@ -155,3 +155,23 @@ def test_files_of_the_user(entry, tmp_path):
     assert found["runs"]["preprocess"]["files"] == [str(own)]
     assert one(entry, ["AOFlagger"])["runs"]["preprocess"]["files"] == []
     dp3.parset_text(found["runs"]["preprocess"]["parsets"][0])
+
+
+def test_what_is_an_observations_own(entry, tmp_path):
+    other = entry | {"obs": "other", "chunk_s": 20 * INTERVAL, "h5parm": str(tmp_path / "cal.h5")}
+    plans = make_plan([entry, other], sections(chunks={"n_slots": 10})).observations
+    assert (plans["an_obs"]["chunk_length"], plans["other"]["chunk_length"]) == (10, 20)
+    with pytest.raises(UserError) as caught:
+        make_plan([entry, other], sections([{"ApplyCal": {"parmdb": "{h5parm}"}}]))
+    assert "an_obs: the configuration names {h5parm}" in caught.value.lines[0]
+    assert f"{tmp_path / 'cal.h5'} does not exist" in caught.value.lines[1]
+
+
+def test_problems_of_all_observations_at_once(entry, tmp_path):
+    bad = {"obs": "bad", "ms": str(tmp_path / "no.ms"), "sky_model": str(tmp_path / "no.txt")}
+    worse = {"obs": "worse", "ms": entry["ms"], "sky_model": str(tmp_path / "gone.txt")}
+    with pytest.raises(UserError) as caught:
+        make_plan([bad, entry, worse], sections(solve={}))
+    assert len(caught.value.lines) == 3
+    assert ["no.ms" in caught.value.lines[0], "no.txt" in caught.value.lines[1]] == [True, True]
+    assert "gone.txt" in caught.value.lines[2]

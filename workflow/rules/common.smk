@@ -10,15 +10,18 @@ import sys
 from functools import lru_cache
 from pathlib import Path
 
+from snakemake.exceptions import IncompleteCheckpointException
+
 from chunkcal import wsclean
 from chunkcal.lineage import digest, versions
 from chunkcal.planning import requests
+from chunkcal.planning.dryrun import plans_for_dry_run
 from chunkcal.reporting import progress, terminal
 from chunkcal.cluster import client, state
 from chunkcal.cluster.state import BATCH_BACKENDS, ClusterError
 from chunkcal.config import load_schema, validate
 from chunkcal.errors import UserError
-from chunkcal.inputs import refuse_output_dir, resolve_observations
+from chunkcal.inputs import for_observation, refuse_output_dir, resolve_observations
 
 try:
     config = validate(config, load_schema(workflow.source_path("../schemas/config.schema.yaml")))
@@ -39,7 +42,7 @@ PLAN = f"{OUT}/plan/observations.json"
 # Sections of the configuration that the plan is made from.
 PLAN_SECTIONS = {
     key: config[key] for key in ("chunks", "preprocess", "calibrate", "apply", "quality", "extra_inputs_dir")
-} | {"dp3": {"command": config["dp3"]["command"]}}
+} | {"dp3": {key: config["dp3"][key] for key in ("command", "measures_dir")}}
 
 
 wildcard_constraints:
@@ -64,7 +67,11 @@ def given(path):
 def plan_contents(_):
     """Digest the files that the plan is made from: those that the configuration names, and of the data the table.dat."""
     rows = OBSERVATIONS.values()
-    named = digest.named_in([PLAN_SECTIONS["preprocess"], PLAN_SECTIONS["calibrate"]], config["extra_inputs_dir"])
+    sections = [PLAN_SECTIONS["preprocess"], PLAN_SECTIONS["calibrate"]]
+    try:
+        named = digest.named_in([for_observation(sections, row) for row in rows], config["extra_inputs_dir"])
+    except UserError as error:
+        sys.exit(f"chunkcal: {error}")
     return digest.of_contents([*(row["ms"] for row in rows), *(row["sky_model"] for row in rows), *named])
 
 
@@ -87,9 +94,23 @@ def load_plan(path, written_ns):
     return requests.load_plan(path)
 
 
+@lru_cache(maxsize=1)
+def plan_in_memory():
+    """Plan for a dry run, which shall show every job although it makes no plan."""
+    try:
+        return plans_for_dry_run(list(OBSERVATIONS.values()), PLAN_SECTIONS, wanted_dp3_version(), DEMO)
+    except UserError as error:
+        sys.exit(f"chunkcal: {error}")
+
+
 def plan_of(obs):
     """Return the plan of one observation; the DAG behind it is built when the plan exists."""
-    path = checkpoints.plan_chunks.get().output.plan
+    try:
+        path = checkpoints.plan_chunks.get().output.plan
+    except IncompleteCheckpointException:
+        if workflow.dryrun:
+            return plan_in_memory()[obs]
+        raise
     plan = load_plan(path, os.stat(path).st_mtime_ns)
     if obs not in plan:
         # Of a run with other input. Snakemake plans anew when the input is another, but not when there is none.
@@ -146,6 +167,13 @@ def final_solutions(obs, solve):
     """Name the h5parm that is applied: merged, and processed if the solve says so."""
     processed = ".processed" if SOLVES[solve]["process"] else ""
     return f"{OUT}/{obs}/solutions/{solve}{processed}.h5"
+
+
+def process_steps(wildcards):
+    """Give the steps that solutions are processed by, with the observation's own reference station if it has one."""
+    steps = SOLVES[wildcards.solve]["process"]
+    station = OBSERVATIONS[wildcards.obs]["reference_station"]
+    return [{"reference": {"station": station}} if station and "reference" in step else step for step in steps]
 
 
 def solutions(wildcards):
@@ -242,3 +270,20 @@ onerror:
     # What there is, for whoever looks for the reason; a report that cannot be made is not worth another message.
     if not interrupted and glob.glob(f"{glob.escape(OUT)}/*/preprocess/*.json"):
         subprocess.run([sys.executable, "-m", "chunkcal.cli", "report", OUT], capture_output=True)
+
+
+def also(theirs, ours):
+    """Make one hook of two."""
+
+    def both(log):
+        ours()
+        theirs(log)
+
+    return both
+
+
+# Of a workflow that is used as a module, Snakemake calls no hook; without ours there is no cluster.
+if not workflow.modifier.is_main_snakefile():
+    workflow._onstart = also(workflow._onstart, onstart)
+    workflow._onsuccess = also(workflow._onsuccess, onsuccess)
+    workflow._onerror = also(workflow._onerror, onerror)

@@ -43,7 +43,7 @@ rule process_solutions:
         mem_mb=grows(4000),
         runtime=grows(60),
     params:
-        steps=lambda wildcards: SOLVES[wildcards.solve]["process"],
+        steps=process_steps,
     script:
         "../scripts/process_solutions.py"
 

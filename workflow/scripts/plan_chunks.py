@@ -1,8 +1,9 @@
-"""Read the observations and cut them into chunks."""
+"""Read the observations, cut them into chunks, and see whether that can be carried out here."""
 
 from chunkcal.logs import rule_log
-from chunkcal.planning.plan import make_plan
+from chunkcal.preflight import checked_plan
 
 with rule_log(snakemake.log[0]):
-    plan = make_plan(snakemake.params.observations, snakemake.params.sections, snakemake.params.dp3_version)
+    params = snakemake.params
+    plan = checked_plan(params.observations, params.sections, dp3_version=params.dp3_version, **params.place)
     plan.write(table=snakemake.output.table, plan=snakemake.output.plan)

@@ -16,11 +16,12 @@ from typing import Any
 
 from chunkcal import dp3
 from chunkcal.errors import UserError
+from chunkcal.inputs import for_observation
 from chunkcal.ms import Observation, read_observation
 from chunkcal.planning import chunkrules, requests, stepdefaults, strategy
 from chunkcal.planning.chunkrules import Unit
 from chunkcal.planning.cutting import boundary_unit, choose_length, cut, refuse_inexact
-from chunkcal.planning.skymodel import read_patches
+from chunkcal.planning.skymodel import SkyModel, read_patches
 from chunkcal.planning.solves import Solve, SolveInput
 from chunkcal.planning.steps import Pipeline, parse_steps, preprocess_run
 from chunkcal.planning.strategy import Strategy
@@ -69,7 +70,8 @@ def make_plan(
     Parameters
     ----------
     observations
-        ``obs`` (name), ``ms`` (path) and ``sky_model`` (path or None) of each.
+        Of each, as `inputs.resolve_observations` gives them: ``obs`` (name), ``ms`` (path) and ``sky_model`` (path or
+        None); ``chunk_s`` and ``h5parm``, if it has its own.
     sections
         Of the validated configuration: ``chunks``, ``preprocess``, ``calibrate``, ``apply``, ``quality``,
         ``extra_inputs_dir`` and ``dp3``.
@@ -79,19 +81,35 @@ def make_plan(
     Raises
     ------
     UserError
-        With everything that DP3 would only say chunk by chunk, or not at all.
+        With everything that DP3 would only say chunk by chunk, or not at all, about all observations.
     """
     limits_from((sections.get("quality") or {}).get("limits") or {})  # refuses what is wrong, before anything runs
-    preprocess = sections.get("preprocess") or {}
-    pipeline = parse_steps(preprocess.get("steps") or [], preprocess.get("allow_unknown_step_parameters", False))
     command = dp3.find_command((sections.get("dp3") or {}).get("command", "auto"))
     command_is_users = not dp3.is_wheel(command)
-    plans = {entry["obs"]: plan_observation(entry, pipeline, sections, command_is_users) for entry in observations}
+    plans, problems = {}, []
+    for entry in observations:
+        try:
+            plans[entry["obs"]] = plan_observation(entry, _own_sections(entry, sections), command_is_users)
+        except UserError as error:
+            problems += error.lines
+    if problems:
+        raise UserError(*dict.fromkeys(problems))
     return Plan({obs: plan | {"dp3_version": dp3_version} for obs, plan in plans.items()})
 
 
+def _own_sections(entry: Mapping[str, Any], sections: Mapping[str, Any]) -> dict[str, Any]:
+    """Give the sections of the configuration as they are for one observation."""
+    own = dict(sections)
+    for key in ("preprocess", "calibrate"):
+        own[key] = for_observation(sections.get(key), entry)
+    if entry.get("chunk_s") is not None:
+        approximate = sections["chunks"].get("allow_approximate", False)
+        own["chunks"] = {"duration_s": entry["chunk_s"], "allow_approximate": approximate}
+    return own
+
+
 def plan_observation(
-    entry: Mapping[str, Any], pipeline: Pipeline, sections: Mapping[str, Any], command_is_users: bool = False
+    entry: Mapping[str, Any], sections: Mapping[str, Any], command_is_users: bool = False
 ) -> dict[str, Any]:
     """Plan one observation.
 
@@ -102,14 +120,14 @@ def plan_observation(
         ``time_factor``; ``data`` (the pre-processed data); ``nan_weights``; ``solves`` by name; ``runs`` by stage
         (None if not run); ``memory_mb`` by stage; ``chunks`` (list of `Chunk`).
     """
-    observation = read_observation(
-        entry["ms"],
-        entry["obs"],
-        data_column=str(pipeline.ms_in.get("datacolumn", "DATA")),
-        band=_band(pipeline),
-    )
+    preprocess = sections.get("preprocess") or {}
+    pipeline = parse_steps(preprocess.get("steps") or [], preprocess.get("allow_unknown_step_parameters", False))
+    observation, model = _read_inputs(entry, pipeline, sections)
     given = _given(pipeline, observation)
-    calibration = _strategy(given, entry, sections)
+    calibration = None
+    if model:
+        path, base = os.path.abspath(entry["sky_model"]), sections.get("extra_inputs_dir")
+        calibration = strategy.resolve_strategy(sections["calibrate"], path, model, given, base)
     solves = calibration.solves if calibration else ()
     own = math.lcm(*(solve.solint for solve in solves)) * pipeline.unit(observation).time_factor
     pipeline = stepdefaults.with_defaults(pipeline, observation, solve_unit=own)
@@ -145,6 +163,32 @@ def plan_observation(
     }
 
 
+def _read_inputs(
+    entry: Mapping[str, Any], pipeline: Pipeline, sections: Mapping[str, Any]
+) -> tuple[Observation, SkyModel | None]:
+    """Read the MeasurementSet and, if there is something to solve for, the sky model; both are told if both are bad."""
+    problems: list[str] = []
+    observation = model = None
+    try:
+        column = str(pipeline.ms_in.get("datacolumn", "DATA"))
+        observation = read_observation(entry["ms"], entry["obs"], data_column=column, band=_band(pipeline))
+    except UserError as error:
+        problems += error.lines
+    try:
+        model = _read_sky_model(entry) if sections.get("calibrate") else None
+    except UserError as error:
+        problems += error.lines
+    if problems:
+        raise UserError(*problems)
+    return observation, model
+
+
+def _read_sky_model(entry: Mapping[str, Any]) -> SkyModel:
+    if not entry.get("sky_model"):
+        raise UserError(f"{entry['obs']}: there is no sky model to calibrate against; set calibrate.sky_model")
+    return read_patches(os.path.abspath(entry["sky_model"]))
+
+
 def _band(pipeline: Pipeline) -> int | None:
     band = chunkrules.number(pipeline.ms_in, "band", -1.0)
     if not band.is_integer():
@@ -165,16 +209,6 @@ def _given(pipeline: Pipeline, observation: Observation) -> SolveInput:
         stations=observation.stations if keeps_stations else None,
         grid_is_exact=observation.grid_is_exact,
     )
-
-
-def _strategy(given: SolveInput, entry: Mapping[str, Any], sections: Mapping[str, Any]) -> Strategy | None:
-    section = sections.get("calibrate")
-    if not section:
-        return None
-    if not entry.get("sky_model"):
-        raise UserError(f"{entry['obs']}: there is no sky model to calibrate against; set calibrate.sky_model")
-    path = os.path.abspath(entry["sky_model"])
-    return strategy.resolve_strategy(section, path, read_patches(path), given, sections.get("extra_inputs_dir"))
 
 
 def _notes(calibration: Strategy | None, apply: Mapping[str, Any], time_factor: int) -> list[str]:

@@ -1,0 +1,286 @@
+"""Everything that can be known to go wrong is said before the first chunk is queued, all of it at once.
+
+``chunkcal check`` and ``snakemake preflight`` tell what was found; planning refuses to go on where something is wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TextIO
+
+from chunkcal import dp3, wsclean
+from chunkcal.cluster import guard
+from chunkcal.commandline import add_config_arguments, read_config
+from chunkcal.errors import UserError
+from chunkcal.inputs import refuse_output_dir, resolve_observations
+from chunkcal.planning import requests
+from chunkcal.planning.plan import Plan, make_plan
+
+# Sections of the configuration that a plan is made from.
+_SECTIONS = ("chunks", "preprocess", "calibrate", "apply", "quality", "extra_inputs_dir")
+# What the folder of an observation holds, besides <obs>.ms.
+_PRODUCTS = {*requests.STAGES, "solutions", "bands", "image", "quality.json", "quality.passed", "flags.tsv"}
+_PRODUCTS |= {"provenance.json"}
+_BYTES_PER_VISIBILITY = 13  # DATA, FLAG and WEIGHT_SPECTRUM
+_TRIAL_SLOTS = 8
+_TRIAL_TIMEOUT_S = 60.0
+
+
+def checked_plan(
+    observations: Sequence[Mapping[str, Any]],
+    sections: Mapping[str, Any],
+    output_dir: str,
+    keep_chunks: bool = False,
+    dp3_version: str | None = None,
+) -> Plan:
+    """Plan all observations, and see whether the plans can be carried out here.
+
+    Parameters
+    ----------
+    observations, sections, dp3_version
+        As `make_plan`; ``dp3`` in `sections` with ``command`` and ``measures_dir``.
+    output_dir, keep_chunks
+        Of the configuration.
+
+    Raises
+    ------
+    UserError
+        With all problems of all observations: what `make_plan` refuses, an output folder that holds something foreign,
+        too little room on its disk, and steps that DP3 itself does not accept.
+    """
+    plans: dict[str, dict[str, Any]] = {}
+    problems: list[str] = []
+    for entry in observations:
+        try:
+            plans |= make_plan([entry], sections, dp3_version).observations
+        except UserError as error:
+            problems += error.lines
+    problems += _places(plans, output_dir)
+    problems += _room(plans, output_dir, keep_chunks)
+    problems += _trials(plans, sections["dp3"])
+    if problems:
+        raise UserError(*dict.fromkeys(problems))
+    return Plan(plans)
+
+
+def _places(plans: Mapping[str, Mapping[str, Any]], output_dir: str) -> list[str]:
+    """Look for what is not ours where products go."""
+    problems = []
+    inputs = {os.path.realpath(plan["observation"]["ms"]): name for name, plan in plans.items()}
+    for name in plans:
+        folder = Path(output_dir, name)
+        for path in inputs:
+            if Path(path).is_relative_to(os.path.realpath(folder)):
+                problems.append(f"output_dir: the input {path} lies in {folder}, where products go; choose another one")
+        try:
+            found = sorted(os.listdir(folder)) if folder.is_dir() else []
+        except OSError as error:
+            problems.append(f"output_dir: {folder} cannot be read ({error.strerror}); see to it that you may")
+            continue
+        known = {*_PRODUCTS, f"{name}.ms"}
+        strangers = [entry for entry in found if entry not in known and entry[0] != "." and ".tmp-" not in entry]
+        if strangers and not any(Path(path).is_relative_to(os.path.realpath(folder)) for path in inputs):
+            more = f" and {len(strangers) - 3} more" if len(strangers) > 3 else ""
+            problems.append(
+                f"output_dir: {folder} holds what no run makes: {', '.join(strangers[:3])}{more};"
+                " move it away, or choose another folder"
+            )
+    return problems
+
+
+def _room(plans: Mapping[str, Mapping[str, Any]], output_dir: str, keep_chunks: bool) -> list[str]:
+    """Compare the room on the output's disk with what the run has there at a time, less what is there already."""
+    # Chunks before and after a stage, or chunks and what they are joined into; with keep_chunks all three.
+    factor = 3 if keep_chunks else 2
+    wanted = factor * sum(map(data_bytes, plans.values()))
+    place = Path(output_dir).absolute()
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    if free >= wanted:
+        return []
+    there = sum(_size(Path(output_dir, name)) for name in plans)
+    if free + there >= wanted:
+        return []
+    return [
+        f"output_dir: {output_dir} needs about {_readable(wanted)} for chunks and products, and its disk has"
+        f" {_readable(free)} free; the disk is full too soon: make room, or choose another folder"
+    ]
+
+
+def data_bytes(plan: Mapping[str, Any]) -> int:
+    """Estimate the size of an observation's pre-processed data, bytes."""
+    data = plan["data"]
+    samples = data["n_slots"] * data["max_baselines"] * data["max_channels"] * data["n_correlations"]
+    return samples * _BYTES_PER_VISIBILITY
+
+
+def _size(folder: Path) -> int:
+    total = 0
+    for place, _, files in os.walk(folder):
+        for name in files:
+            try:
+                total += os.lstat(os.path.join(place, name)).st_size
+            except OSError:
+                continue  # has just gone
+    return total
+
+
+def _readable(n_bytes: float) -> str:
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if n_bytes < 1000:
+            return f"{n_bytes:.3g} {unit}"
+        n_bytes /= 1000
+    return f"{n_bytes:.3g} TB"
+
+
+def _trials(plans: Mapping[str, Mapping[str, Any]], settings: Mapping[str, Any]) -> list[str]:
+    """Let DP3 run over the first slots of one observation of each kind: those with the same steps and data."""
+    kinds: dict[str, str] = {}
+    for name, plan in plans.items():
+        observation = plan["observation"]
+        kind = [plan["runs"][stage] and plan["runs"][stage]["parsets"] for stage in ("preprocess", "calibrate")]
+        kind += [observation["telescope"], observation["n_channels"], observation["n_baselines"]]
+        kinds.setdefault(json.dumps(kind), name)
+    names = list(kinds.values())
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        return [problem for problem in pool.map(lambda name: _try(name, plans[name], settings), names) if problem]
+
+
+def _try(name: str, plan: dict[str, Any], settings: Mapping[str, Any]) -> str | None:
+    """Run the first stages over a few slots, into nothing; say in one line what DP3 says against it."""
+    chunk = plan["chunks"][0]
+    with tempfile.TemporaryDirectory(prefix="chunkcal-check-") as folder:
+        made: dict[str, str] = {}
+        for stage in ("preprocess", "calibrate"):
+            if not plan["runs"][stage]:
+                continue
+            run = requests.chunk_request(plan, stage, chunk["name"])["run"]
+            work = Path(folder, stage)
+            work.mkdir()
+            for link, target in (run["links"] | made).items():
+                (work / link).symlink_to(target)
+            if stage == "calibrate":
+                (work / run["product"]).mkdir()
+            for keys in run["parsets"]:
+                problem = _run(work, _shortened(keys, stage, plan), settings)
+                if problem:
+                    return f"{name}: {stage}: DP3 does not take these steps: {problem}"
+            made = {"in.ms": str(work / run["product"])}
+    return None
+
+
+def _shortened(keys: Mapping[str, str], stage: str, plan: Mapping[str, Any]) -> dict[str, str]:
+    """Leave of a DP3 run what shows whether DP3 takes it: few slots, one iteration."""
+    short = dict(keys)
+    if stage == "preprocess":
+        factor = plan["time_factor"]
+        short["msin.ntimes"] = str(min(plan["chunks"][0]["n_slots"], -(-_TRIAL_SLOTS // factor) * factor))
+    return short | {key: "1" for key in keys if key.endswith(".maxiter")}
+
+
+def _run(work: Path, keys: Mapping[str, str], settings: Mapping[str, Any]) -> str | None:
+    command = dp3.find_command(settings["command"])
+    environment = os.environ | dp3.environment(1, not dp3.is_wheel(command), settings.get("measures_dir"))
+    (work / "parset").write_text(dp3.parset_text(keys))
+    # The guard kills DP3 with us, however we end.
+    argv = [sys.executable, "-I", "-S", guard.__file__, "usage", *dp3.argv(command, "parset", 1)]
+    with open(work / "log", "wb") as log:
+        process = subprocess.Popen(argv, cwd=work, env=environment, stdin=subprocess.PIPE, stdout=log, stderr=log)
+        try:
+            status = process.wait(_TRIAL_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            return None  # it had nothing against them for that long
+        finally:
+            process.stdin.close()
+            process.wait()
+    return dp3.describe_failure(status, (work / "log").read_text(errors="replace")[-4000:]) if status else None
+
+
+def report(config: Mapping[str, Any], stream: TextIO) -> bool:
+    """Tell what a run with this configuration would find and do, and all that is in its way.
+
+    Parameters
+    ----------
+    config
+        Validated, with its defaults.
+    stream
+        One line per program and observation, and one per problem.
+
+    Returns
+    -------
+    bool
+        Whether there is no problem.
+    """
+    problems: list[str] = []
+    plans: Mapping[str, dict[str, Any]] = {}
+    try:
+        command = dp3.find_command(config["dp3"]["command"])
+        print(f"DP3 {dp3.version(command)}: {' '.join(command)}", file=stream)
+    except UserError as error:
+        problems += error.lines
+    print(_wsclean_line(config["image"]), file=stream)
+    try:
+        refuse_output_dir(config["output_dir"])
+    except UserError as error:
+        problems += error.lines
+    if not problems:
+        sections = {key: config[key] for key in (*_SECTIONS, "dp3")}
+        try:
+            rows = resolve_observations(dict(config))
+            plans = checked_plan(rows, sections, config["output_dir"], config["keep_chunks"]).observations
+        except UserError as error:
+            problems += error.lines
+    for name, plan in plans.items():
+        print(f"{name}: {_describe(plan)}", file=stream)
+        for note in plan["notes"]:
+            print(f"    note: {note}", file=stream)
+    for problem in problems:
+        print(f"problem: {problem}", file=stream)
+    n_problems = len(problems)
+    if problems:
+        print(f"{n_problems} problem{'s' * (n_problems > 1)}; nothing was started", file=stream)
+    else:
+        total = sum(map(data_bytes, plans.values()))
+        print(f"no problem; pre-processed data will take about {_readable(total)}", file=stream)
+    return not problems
+
+
+def _wsclean_line(settings: Mapping[str, Any]) -> str:
+    command = wsclean.find(settings["command"])
+    if command is None:
+        return "WSClean: not found" + ("; there will be no quick-look image" if settings["enabled"] else ", not needed")
+    return f"WSClean: {wsclean.version(command)}: {' '.join(command)}"
+
+
+def _describe(plan: Mapping[str, Any]) -> str:
+    observation, chunks = plan["observation"], plan["chunks"]
+    missing = sum(end - begin for begin, end in observation["missing"])
+    return (
+        f"{observation['n_slots']} slots of {observation['interval_s']:g} s"
+        + (f" ({missing} missing)" if missing else "")
+        + f", {observation['n_channels']} channels, {observation['n_baselines']} baselines;"
+        f" {len(chunks)} chunk{'s' * (len(chunks) > 1)} of {plan['chunk_length']} slots"
+        + ("" if plan["exact"] else ", approximate")
+        + f", at most {max(plan['memory_mb'].values())} MB per DP3"
+    )
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the command line of ``chunkcal check``."""
+    add_config_arguments(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Check what snakemake would be given; exit status 1 if there is a problem."""
+    config, _ = read_config(options)
+    return 0 if report(config, sys.stdout) else 1
