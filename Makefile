@@ -4,7 +4,7 @@ VENV   ?= $(CURDIR)/.venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: env test-env demo test test-slurm test-faults fuzz bench lint dry-run format lock clean
+.PHONY: env test-env demo test test-slurm test-faults fuzz bench bench-scale docs lint dry-run format lock clean
 .DELETE_ON_ERROR:
 
 env: $(VENV)/.env ## set up the virtual environment with the locked dependencies
@@ -48,6 +48,12 @@ fuzz: test-env ## try 2,000 configurations that nobody would write
 bench: test-env ## the pipeline beside bare DP3 on the same input and cores (half an hour, best on a quiet machine)
 	@$(BIN)/python benchmarks/bench.py --size-mb 1000 --n-stations 62
 
+bench-scale: test-env ## how planning, jobs and merging grow with the number of chunks (a quarter of an hour)
+	@$(BIN)/python benchmarks/scale.py
+
+docs: test-env ## build the documentation into docs/_build; warnings are errors
+	@$(BIN)/python -m sphinx -W --keep-going -n -q docs docs/_build
+
 lint: test-env ## check style of Python, rules and workflow
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -66,9 +72,9 @@ format: test-env ## rewrite Python and rules in the house style
 lock: test-env ## choose new versions within the bounds of pyproject.toml
 	$(PIP) install uv
 	cd $(CURDIR) && $(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --quiet --upgrade --extra build -o requirements.lock
-	cd $(CURDIR) && $(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --quiet --constraint requirements.lock --extra build --extra test -o requirements-test.lock
+	cd $(CURDIR) && $(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --quiet --constraint requirements.lock --extra build --extra test --extra docs -o requirements-test.lock
 
 clean: ## remove everything that was made, except the virtual environment
-	rm -rf results demo logs benchmarks/results .snakemake
+	rm -rf results demo logs docs/_build benchmarks/results .snakemake
 	find benchmarks -name '*.tsv' -delete
 	find benchmarks -type d -empty -delete

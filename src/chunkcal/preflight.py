@@ -19,6 +19,7 @@ from typing import Any, TextIO
 
 from chunkcal import dp3, wsclean
 from chunkcal.cluster import guard
+from chunkcal.cluster.state import BATCH_BACKENDS
 from chunkcal.commandline import add_config_arguments, read_config
 from chunkcal.errors import UserError
 from chunkcal.inputs import refuse_output_dir, resolve_observations
@@ -41,15 +42,19 @@ def checked_plan(
     output_dir: str,
     keep_chunks: bool = False,
     dp3_version: str | None = None,
+    n_slots: int | None = None,
+    previous_lengths: Mapping[str, int] | None = None,
 ) -> Plan:
     """Plan all observations, and see whether the plans can be carried out here.
 
     Parameters
     ----------
-    observations, sections, dp3_version
+    observations, sections, dp3_version, previous_lengths
         As `make_plan`; ``dp3`` in `sections` with ``command`` and ``measures_dir``.
     output_dir, keep_chunks
         Of the configuration.
+    n_slots
+        Slots of the whole cluster.
 
     Raises
     ------
@@ -59,9 +64,10 @@ def checked_plan(
     """
     plans: dict[str, dict[str, Any]] = {}
     problems: list[str] = []
+    slots_each = -(-n_slots // len(observations)) if n_slots else None
     for entry in observations:
         try:
-            plans |= make_plan([entry], sections, dp3_version).observations
+            plans |= make_plan([entry], sections, dp3_version, slots_each, previous_lengths).observations
         except UserError as error:
             problems += error.lines
     problems += _places(plans, output_dir)
@@ -237,7 +243,9 @@ def report(config: Mapping[str, Any], stream: TextIO) -> bool:
         sections = {key: config[key] for key in (*_SECTIONS, "dp3")}
         try:
             rows = resolve_observations(dict(config))
-            plans = checked_plan(rows, sections, config["output_dir"], config["keep_chunks"]).observations
+            plans = checked_plan(
+                rows, sections, config["output_dir"], config["keep_chunks"], n_slots=_slots(config["cluster"])
+            ).observations
         except UserError as error:
             problems += error.lines
     for name, plan in plans.items():
@@ -253,6 +261,15 @@ def report(config: Mapping[str, Any], stream: TextIO) -> bool:
         total = sum(map(data_bytes, plans.values()))
         print(f"no problem; pre-processed data will take about {_readable(total)}", file=stream)
     return not problems
+
+
+def _slots(cluster: Mapping[str, Any]) -> int:
+    """Count the slots that a run would have, as far as that can be told without Snakemake's own options."""
+    if isinstance(cluster["n_slots"], int):
+        return cluster["n_slots"]
+    if cluster["backend"] in BATCH_BACKENDS:
+        return (cluster["job"]["max_jobs"] or cluster["job"]["n_jobs"]) * cluster["job"]["n_processes"]
+    return max(1, (os.cpu_count() or 1) // cluster["threads_per_slot"])
 
 
 def _wsclean_line(settings: Mapping[str, Any]) -> str:

@@ -63,7 +63,8 @@ def test_job_of_a_heavy_rule_goes_with_a_killed_snakemake(make_run):
 
 def test_failed_chunk(make_run):
     run = make_run()
-    (run.folder / "DP3").write_text('#!/bin/sh\ncase "$PWD" in */chunkcal-check-*) exit 0;; esac\necho no such luck\nexit 3\n')
+    when_tried = 'case "$PWD" in */chunkcal-check-*) exit 0;; esac'
+    (run.folder / "DP3").write_text(f"#!/bin/sh\n{when_tried}\necho no such luck\nexit 3\n")
     run.start("--retries", "0")
     assert run.process.wait(90) != 0
     assert "no such luck" in run.text()

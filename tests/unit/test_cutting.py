@@ -150,3 +150,28 @@ def test_what_needs_everything_cannot_be_allowed():
         refuse_inexact(unit, 2, True, "obs1")
     assert "allow_approximate" not in str(caught.value)
     assert refuse_inexact(unit, 1, False, "obs1") is True
+
+
+@pytest.mark.parametrize(
+    ("size_mb", "n_slots", "unit", "slots_each", "length"),
+    [
+        (12_000, 6000, 10, 8, 250),  # three rounds of eight
+        (12_000, 6000, 10, 4, 250),  # the target size asks for 24 chunks
+        (1000, 6000, 10, 16, 190),  # 48 chunks would be smaller than is worth a slot: two full rounds
+        (1, 100, 10, 4, 10),  # three rounds of one unit, and not two of two
+        (12_000, 100, 40, 8, 40),  # the unit is what it is
+    ],
+)
+def test_auto_keeps_all_slots_busy_to_the_end(size_mb, n_slots, unit, slots_each, length):
+    found = observation(size_bytes=size_mb << 20, n_slots=n_slots)
+    chosen = choose_length({"length": "auto"}, Unit(n_slots=unit), found, slots_each)
+    assert chosen.n_slots == length
+    assert f"auto chose {length} slots" in chosen.note
+    assert f"for {slots_each} slots of the cluster" in chosen.note
+
+
+def test_auto_stays_with_what_there_is():
+    found = observation(size_bytes=12_000 << 20, n_slots=6000)
+    assert choose_length({"length": "auto"}, Unit(n_slots=10), found, 8, previous=500).n_slots == 500
+    assert choose_length({"length": "auto"}, Unit(n_slots=30), found, 8, previous=500).n_slots == 270
+    assert choose_length({"n_slots": 100}, Unit(n_slots=10), found, 8, previous=500).n_slots == 100

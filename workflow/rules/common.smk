@@ -98,7 +98,8 @@ def load_plan(path, written_ns):
 def plan_in_memory():
     """Plan for a dry run, which shall show every job although it makes no plan."""
     try:
-        return plans_for_dry_run(list(OBSERVATIONS.values()), PLAN_SECTIONS, wanted_dp3_version(), DEMO)
+        slots_each = -(-cluster_settings()["n_slots"] // max(1, len(OBSERVATIONS)))
+        return plans_for_dry_run(list(OBSERVATIONS.values()), PLAN_SECTIONS, wanted_dp3_version(), DEMO, slots_each)
     except UserError as error:
         sys.exit(f"chunkcal: {error}")
 
@@ -244,6 +245,7 @@ onstart:
         "cluster": cluster_settings(),
         "dp3": config["dp3"] | {"product_digests": config["provenance"]["product_digests"]},
         "on_bad_chunk": config["calibrate"]["on_bad_chunk"] if CALIBRATE else "stop",
+        "previous_lengths": {obs: plan["chunk_length"] for obs, plan in (state.read_json(Path(PLAN)) or {}).items()},
     }
     try:
         folder = client.begin_run(settings, log="logs/cluster.log", output_dir=OUT, slurm_job_name=slurm_job_name())

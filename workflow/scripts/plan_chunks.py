@@ -1,9 +1,13 @@
 """Read the observations, cut them into chunks, and see whether that can be carried out here."""
 
+from chunkcal.cluster import state
 from chunkcal.logs import rule_log
 from chunkcal.preflight import checked_plan
 
 with rule_log(snakemake.log[0]):
     params = snakemake.params
-    plan = checked_plan(params.observations, params.sections, dp3_version=params.dp3_version, **params.place)
+    # Not among the params: another number of slots is no reason to plan anew.
+    run = state.read_json(state.folder_of_this_run() / "run.json")["settings"]
+    slots = {"n_slots": run["cluster"]["n_slots"], "previous_lengths": run["previous_lengths"]}
+    plan = checked_plan(params.observations, params.sections, dp3_version=params.dp3_version, **params.place, **slots)
     plan.write(table=snakemake.output.table, plan=snakemake.output.plan)

@@ -22,6 +22,8 @@ from chunkcal.planning.steps import Pipeline
 AUTO_CHUNK_BYTES = 512 << 20
 AUTO_MIN_CHUNKS = 8  # so that small observations use several slots, too
 AUTO_MAX_CHUNKS = 2000  # beyond, Snakemake's own work grows faster than anything is gained
+AUTO_CHUNKS_PER_SLOT = 3  # so that slots which end early find something to do
+AUTO_LEAST_BYTES = 32 << 20  # input of a chunk that is worth a slot of its own
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,13 @@ def boundary_unit(pipeline: Pipeline, solves: Sequence[Solve], given: SolveInput
     return replace(unit, rounding=tuple(notes))
 
 
-def choose_length(setting: Mapping[str, Any], unit: Unit, observation: Observation) -> Length:
+def choose_length(
+    setting: Mapping[str, Any],
+    unit: Unit,
+    observation: Observation,
+    slots_each: int | None = None,
+    previous: int | None = None,
+) -> Length:
     """Choose the chunk length, a multiple of the unit, at least one.
 
     Parameters
@@ -73,7 +81,12 @@ def choose_length(setting: Mapping[str, Any], unit: Unit, observation: Observati
     setting
         One of ``length: auto``, ``duration_s``, ``n_slots``, ``count``; lengths are rounded up to the unit.
     unit, observation
-        The boundary unit, and what is cut. ``auto`` depends on nothing else.
+        The boundary unit, and what is cut.
+    slots_each
+        Slots of the cluster that the observation can count on; for ``auto``.
+    previous
+        Length in an earlier plan of the observation. ``auto`` stays with it while it is a legal one: another number of
+        slots must not make everything again.
     """
     total = observation.n_slots
     if setting.get("duration_s") is not None:
@@ -82,9 +95,13 @@ def choose_length(setting: Mapping[str, Any], unit: Unit, observation: Observati
         what, wanted = f"n_slots {setting['n_slots']}", setting["n_slots"]
     elif setting.get("count") is not None:
         what, wanted = f"count {setting['count']}", math.ceil(total / setting["count"])
+    elif previous and previous % unit.n_slots == 0:
+        return Length(min(previous, _whole(total, unit)))
     else:
         slot_bytes = max(1.0, observation.size_bytes / observation.present(0, total))
         target = max(AUTO_CHUNK_BYTES, observation.size_bytes / AUTO_MAX_CHUNKS)
+        if slots_each:
+            return _balanced_length(unit, observation, slot_bytes, target, slots_each)
         wanted = min(target / slot_bytes, total / AUTO_MIN_CHUNKS)
         return Length(min(max(1, int(wanted / unit.n_slots)) * unit.n_slots, _whole(total, unit)))
     # A duration that is a whole number of slots but for rounding is that number.
@@ -96,6 +113,31 @@ def choose_length(setting: Mapping[str, Any], unit: Unit, observation: Observati
         length,
         f"chunks: {what} was rounded up to {length} slots ({length * observation.interval_s:.6g} s), a multiple of the"
         f" unit of {unit.n_slots} slots; that makes {math.ceil(total / length)} chunks",
+    )
+
+
+def _balanced_length(unit: Unit, observation: Observation, slot_bytes: float, target: float, n_slots: int) -> Length:
+    """Choose a length with which `n_slots` slots of the cluster are busy to the end, all of them about as long.
+
+    Enough chunks for the target size and for several rounds of the slots, unless chunks would be tiny; then, of the
+    lengths near that, the one whose rounds take the fewest units.
+    """
+    total, size = observation.n_slots, slot_bytes * observation.n_slots
+    n_units = -(-total // unit.n_slots)
+    rounds = min(AUTO_CHUNKS_PER_SLOT * n_slots, int(size / AUTO_LEAST_BYTES))
+    longest = -(-n_units // max(AUTO_MIN_CHUNKS, math.ceil(size / target), rounds))
+
+    def units_in_a_row(length: int) -> int:
+        return math.ceil(math.ceil(n_units / length) / n_slots) * length
+
+    length = min(range(longest, max(1, longest * 3 // 4) - 1, -1), key=units_in_a_row)
+    n_chunks = math.ceil(n_units / length)
+    length *= unit.n_slots
+    return Length(
+        length,
+        f"chunks: auto chose {length} slots ({length * observation.interval_s:.6g} s,"
+        f" {length * slot_bytes / 1e6:.3g} MB): {n_chunks} chunk{'s' * (n_chunks > 1)} for {n_slots}"
+        f" slot{'s' * (n_slots > 1)} of the cluster, multiples of the unit of {unit.n_slots} slots",
     )
 
 

@@ -21,12 +21,13 @@ def plans_for_dry_run(
     sections: Mapping[str, Any],
     dp3_version: str | None,
     demo: Mapping[str, Mapping[str, Any]],
+    slots_each: int | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Plan as `plan.make_plan`, without leaving a trace.
 
     Parameters
     ----------
-    observations, sections, dp3_version
+    observations, sections, dp3_version, slots_each
         As `plan.make_plan`.
     demo
         Settings of the demo's simulations by name. Where ``demo/<name>.ms`` has not been simulated yet, it is simulated
@@ -43,7 +44,8 @@ def plans_for_dry_run(
         Whatever planning refuses.
     """
     with tempfile.TemporaryDirectory(prefix="chunkcal-dry-run-") as folder:
-        question = {"observations": observations, "sections": sections, "dp3_version": dp3_version, "demo": demo}
+        question = {"observations": observations, "sections": sections, "demo": demo}
+        question |= {"rest": [dp3_version, slots_each]}
         Path(folder, "question.json").write_text(json.dumps(question), encoding="utf-8")
         # A process of its own: this one is Snakemake's, where casacore and its messages have no place.
         done = subprocess.run(
@@ -74,7 +76,7 @@ def main(folder: Path) -> None:
         if entry["sky_model"] and Path(entry["sky_model"]).parent == Path("demo"):
             entry["sky_model"] = str(folder / Path(entry["sky_model"]).name)
     try:
-        answer = {"plans": make_plan(observations, question["sections"], question["dp3_version"]).observations}
+        answer = {"plans": make_plan(observations, question["sections"], *question["rest"]).observations}
     except UserError as error:
         answer = {"problems": error.lines}
     (folder / "answer.json").write_text(json.dumps(answer), encoding="utf-8")

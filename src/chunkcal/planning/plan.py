@@ -1,7 +1,7 @@
 """The plan: where each observation is cut, and the DP3 runs of every stage.
 
-Everything that DP3 would say only chunk by chunk, or not at all, is said here. Nothing depends on the machine: the same
-configuration gives the same plan everywhere.
+Everything that DP3 would say only chunk by chunk, or not at all, is said here. Nothing depends on the machine but the
+length of chunks with ``length: auto``, which goes by the slots of the cluster, and changes no bit of any result.
 """
 
 from __future__ import annotations
@@ -63,7 +63,11 @@ class Plan:
 
 
 def make_plan(
-    observations: Sequence[Mapping[str, Any]], sections: Mapping[str, Any], dp3_version: str | None = None
+    observations: Sequence[Mapping[str, Any]],
+    sections: Mapping[str, Any],
+    dp3_version: str | None = None,
+    slots_each: int | None = None,
+    previous_lengths: Mapping[str, int] | None = None,
 ) -> Plan:
     """Plan all observations.
 
@@ -77,6 +81,10 @@ def make_plan(
         ``extra_inputs_dir`` and ``dp3``.
     dp3_version
         Goes into each plan: products that another DP3 has made are out of date.
+    slots_each
+        Slots of the cluster that each observation can count on, for ``chunks: {length: auto}``.
+    previous_lengths
+        By name of the observation, the length of its chunks in an earlier plan, which ``auto`` stays with.
 
     Raises
     ------
@@ -89,7 +97,9 @@ def make_plan(
     plans, problems = {}, []
     for entry in observations:
         try:
-            plans[entry["obs"]] = plan_observation(entry, _own_sections(entry, sections), command_is_users)
+            previous = (previous_lengths or {}).get(entry["obs"])
+            own = _own_sections(entry, sections)
+            plans[entry["obs"]] = plan_observation(entry, own, command_is_users, slots_each, previous)
         except UserError as error:
             problems += error.lines
     if problems:
@@ -109,7 +119,11 @@ def _own_sections(entry: Mapping[str, Any], sections: Mapping[str, Any]) -> dict
 
 
 def plan_observation(
-    entry: Mapping[str, Any], sections: Mapping[str, Any], command_is_users: bool = False
+    entry: Mapping[str, Any],
+    sections: Mapping[str, Any],
+    command_is_users: bool = False,
+    slots_each: int | None = None,
+    previous_length: int | None = None,
 ) -> dict[str, Any]:
     """Plan one observation.
 
@@ -132,7 +146,7 @@ def plan_observation(
     own = math.lcm(*(solve.solint for solve in solves)) * pipeline.unit(observation).time_factor
     pipeline = stepdefaults.with_defaults(pipeline, observation, solve_unit=own)
     unit = boundary_unit(pipeline, solves, given, observation)
-    length = choose_length(sections["chunks"], unit, observation)
+    length = choose_length(sections["chunks"], unit, observation, slots_each, previous_length)
     chunks = cut(observation, unit, length.n_slots)
     exact = refuse_inexact(unit, len(chunks), sections["chunks"].get("allow_approximate", False), observation.name)
     runs = _runs(pipeline, calibration, observation, sections, command_is_users)

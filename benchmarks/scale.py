@@ -1,0 +1,197 @@
+#!/usr/bin/env python3
+"""Measure how what the pipeline adds grows with the number of chunks: ``make bench-scale``.
+
+Real: planning, Snakemake with this workflow's own rules, merging and joining. Stand-ins: the scripts of all rules but
+planning, which make empty products in no time, so that only the cost of a job remains. A cluster of 1,000 slots is
+no more than arithmetic here: the measured cost of a job against the time a slot is busy with a chunk.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import h5py
+import pandas as pd
+import yaml
+
+import bare
+import bench
+
+ROOT = Path(__file__).resolve().parent.parent
+N_SLOTS = 1000
+STAND_IN = """
+import json
+from pathlib import Path
+
+for name in map(str, snakemake.output):
+    path = Path(name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".ms" or path.parent.name == "calibrate" and not path.suffix:
+        path.mkdir(exist_ok=True)
+    else:
+        path.write_text(json.dumps({"verdict": "pass"}))
+"""
+
+
+def simulate(folder: Path, n_observations: int, n_chunks: int) -> None:
+    """Make observations as small as they can be: chunks of one slot."""
+    folder.mkdir(parents=True)
+    first = folder / "o0.ms"
+    sizes = ["--n-stations", "3", "--n-channels", "1", "--n-patches", "1", "--n-sources", "1", "--n-slots"]
+    command = [sys.executable, "-m", "chunkcal.cli", "simulate", str(first), *sizes, str(n_chunks)]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    for number in range(1, n_observations):
+        shutil.copytree(first, folder / f"o{number}.ms")
+        shutil.copy(folder / "o0.skymodel", folder / f"o{number}.skymodel")
+
+
+def configure(work: Path, data: Path) -> None:
+    """Write the workflow, with stand-ins for all scripts but the plan's, and its configuration."""
+    work.mkdir(parents=True)
+    shutil.copy(ROOT / "Snakefile", work)
+    shutil.copytree(ROOT / "workflow", work / "workflow")
+    for script in (work / "workflow/scripts").glob("*.py"):
+        if script.name != "plan_chunks.py":
+            script.write_text(STAND_IN)
+    config = {
+        "input": [str(data / "*.ms")],
+        "chunks": {"n_slots": 1},
+        "calibrate": {"sky_model": "{ms_dir}/{obs}.skymodel", "solves": [{"mode": "diagonal", "solint_s": 4}]},
+    }
+    (work / "config").mkdir()
+    (work / "config/config.yaml").write_text(yaml.safe_dump(config))
+
+
+def run_snakemake(work: Path, *arguments: str) -> dict[str, float]:
+    """Run snakemake in a process of its own and tell what that process alone has used, and how many jobs there were."""
+    program = (
+        "import json, resource, sys\n"
+        "from snakemake.cli import main\n"
+        "try:\n    main(sys.argv[2:])\n"
+        "except SystemExit as end:\n    status = end.code\n"
+        "used = resource.getrusage(resource.RUSAGE_SELF)\n"
+        "found = {'status': status, 'cpu_s': used.ru_utime + used.ru_stime, 'rss_bytes': used.ru_maxrss * 1024}\n"
+        "open(sys.argv[1], 'w').write(json.dumps(found))\n"
+    )
+    measured, output = work / "measured.json", work / "output"
+    began = time.monotonic()
+    with open(output, "w") as stream:
+        command = [sys.executable, "-c", program, str(measured), "--cores", "2", *arguments]
+        subprocess.run(command, cwd=work, stdout=stream, stderr=stream, check=True)
+    found = json.loads(measured.read_text())
+    if found.pop("status"):
+        sys.exit(f"snakemake failed; see {output}")
+    text = output.read_text()
+    counts = [line.split() for line in text.splitlines() if line.endswith(tuple("0123456789")) and "_chunk" in line]
+    jobs = sum(int(words[1]) for words in counts if len(words) == 2)
+    return found | {"wall_s": time.monotonic() - began, "chunk_jobs": jobs}
+
+
+def measure_dry_run(folder: Path, n_observations: int, n_chunks: int) -> dict[str, Any]:
+    """Build the whole DAG."""
+    simulate(folder / "data", n_observations, n_chunks)
+    configure(folder / "work", folder / "data")
+    return {"what": "dry run", "n_chunks": n_observations * n_chunks} | run_snakemake(
+        folder / "work", "--dry-run", "--quiet", "rules"
+    )
+
+
+def measure_jobs(folder: Path, n_chunks: int) -> dict[str, Any]:
+    """Run every job of one observation, with stand-ins."""
+    simulate(folder / "data", 1, n_chunks)
+    configure(folder / "work", folder / "data")
+    found = run_snakemake(folder / "work", "--quiet", "progress")
+    records = list((folder / "work/results").glob("o0/*/t*.json"))
+    return {"what": "jobs", "n_chunks": n_chunks} | found | {"chunk_jobs": len(records)}
+
+
+def measure_merge(folder: Path) -> list[dict[str, Any]]:
+    """Merge copies of one chunk's real solutions, each moved in time, in processes of their own."""
+    options = argparse.Namespace(folder=folder, slots=1, chunks=2, size_mb=1, n_stations=20, n_channels=16)
+    bench.make_input(options)
+    plan = bench.plan_of(options, 2)
+    bare.prepare(folder / "one", plan, 1)
+    for stage in ("preprocess", "calibrate"):
+        subprocess.run(["sh", str(folder / "one" / stage / "t0000/run.sh")], check=True)
+    seed = folder / "one/calibrate/t0000/solutions/gain.h5"
+    interval = plan["solves"]["gain"]["interval_s"]
+    rows = []
+    for n_chunks in (10, 100, 1000):
+        place = folder / f"merge{n_chunks}"
+        place.mkdir()
+        for number in range(n_chunks):
+            path = place / f"t{number:04}.h5"
+            shutil.copy(seed, path)
+            with h5py.File(path, "r+") as file:
+                for soltab in file["sol000"].values():
+                    if isinstance(soltab, h5py.Group) and "time" in soltab:
+                        length = len(soltab["time"])
+                        soltab["time"][...] += number * length * interval
+        program = (
+            "import json, resource, sys\n"
+            "from pathlib import Path\n"
+            "from chunkcal.solutions.merge import Grid, merge\n"
+            "place, start, interval, length = Path(sys.argv[1]), *map(float, sys.argv[2:])\n"
+            "parts = sorted(place.glob('t*.h5'))\n"
+            "grid = Grid.of([p.stem for p in parts], [int(length)] * len(parts), start, interval)\n"
+            "before = resource.getrusage(resource.RUSAGE_SELF).ru_utime\n"
+            "merge(parts, place / 'merged.h5', grid)\n"
+            "used = resource.getrusage(resource.RUSAGE_SELF)\n"
+            "print(json.dumps({'cpu_s': used.ru_utime - before, 'rss_bytes': used.ru_maxrss * 1024}))\n"
+        )
+        start = plan["solves"]["gain"]["start_s"]
+        command = [sys.executable, "-c", program, str(place), repr(start), repr(interval), str(length)]
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        rows.append({"what": "merge", "n_chunks": n_chunks} | json.loads(done.stdout.splitlines()[-1]))
+        shutil.rmtree(place)
+    return rows
+
+
+def model(rows: list[dict[str, Any]]) -> str:
+    """Say how long chunks must be for 1,000 busy slots, from the growth between the two largest runs."""
+    jobs = sorted((row for row in rows if row["what"] == "jobs"), key=lambda row: row["chunk_jobs"])
+    small, large = jobs[-2:]
+    more = large["chunk_jobs"] - small["chunk_jobs"]
+    own = (large["cpu_s"] - small["cpu_s"]) / more
+    return (
+        f"Snakemake itself: {1e3 * own:.1f} ms of CPU per chunk job between {small['chunk_jobs']} and"
+        f" {large['chunk_jobs']} jobs. One Snakemake so keeps {N_SLOTS} slots busy with tasks of {N_SLOTS * own:.0f} s"
+        " or more (arithmetic: one job per slot and task, one core for Snakemake)."
+    )
+
+
+def main() -> int:
+    """Measure all and write ``scale.tsv``."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--folder", type=Path, default=ROOT / "benchmarks/results/scale", help="made anew")
+    parser.add_argument("--observations", type=int, default=10, help="of the dry run")
+    parser.add_argument("--chunks", type=int, default=332, help="of each of them; three jobs each, and some")
+    parser.add_argument("--jobs", type=int, nargs="+", default=[50, 200, 800], help="chunks of the runs with stand-ins")
+    options = parser.parse_args()
+    options.folder = options.folder.absolute()
+    shutil.rmtree(options.folder, ignore_errors=True)
+    rows = []
+    for n_chunks in (max(1, options.chunks // 10), options.chunks):
+        rows.append(measure_dry_run(options.folder / f"dry{n_chunks}", options.observations, n_chunks))
+        print(json.dumps(rows[-1]), flush=True)
+    for n_chunks in options.jobs:
+        rows.append(measure_jobs(options.folder / f"jobs{n_chunks}", n_chunks))
+        print(json.dumps(rows[-1]), flush=True)
+    rows += measure_merge(options.folder / "merge")
+    table = pd.DataFrame(rows)
+    table["cpu_ms_per_job"] = 1e3 * table.cpu_s / table.chunk_jobs
+    table.to_csv(options.folder / "scale.tsv", sep="\t", index=False)
+    print(f"{bench.machine()}\n{table.to_string(index=False, float_format=lambda value: f'{value:.4g}')}")
+    print(model(rows))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
