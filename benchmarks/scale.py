@@ -26,6 +26,7 @@ import bench
 
 ROOT = Path(__file__).resolve().parent.parent
 N_SLOTS = 1000
+CHUNK_RULES = ("preprocess_chunk", "calibrate_chunk", "apply_chunk", "fit_chunk")
 STAND_IN = """
 import json
 from pathlib import Path
@@ -88,10 +89,9 @@ def run_snakemake(work: Path, *arguments: str) -> dict[str, float]:
     found = json.loads(measured.read_text())
     if found.pop("status"):
         sys.exit(f"snakemake failed; see {output}")
-    text = output.read_text()
-    counts = [line.split() for line in text.splitlines() if line.endswith(tuple("0123456789")) and "_chunk" in line]
-    jobs = sum(int(words[1]) for words in counts if len(words) == 2)
-    return found | {"wall_s": time.monotonic() - began, "chunk_jobs": jobs}
+    rows = [line.split() for line in output.read_text().splitlines()]
+    jobs = {row[0]: int(row[1]) for row in rows if len(row) == 2 and row[0] in CHUNK_RULES and row[1].isdigit()}
+    return found | {"wall_s": time.monotonic() - began, "chunk_jobs": sum(jobs.values())}
 
 
 def measure_dry_run(folder: Path, n_observations: int, n_chunks: int) -> dict[str, Any]:
@@ -108,11 +108,11 @@ def measure_jobs(folder: Path, n_chunks: int) -> dict[str, Any]:
     simulate(folder / "data", 1, n_chunks)
     configure(folder / "work", folder / "data")
     found = run_snakemake(folder / "work", "--quiet", "progress")
-    records = list((folder / "work/results").glob("o0/*/t*.json"))
+    records = list((folder / "work/results").glob("o0/*/t????.json"))
     return {"what": "jobs", "n_chunks": n_chunks} | found | {"chunk_jobs": len(records)}
 
 
-def measure_merge(folder: Path) -> list[dict[str, Any]]:
+def measure_merge(folder: Path, sizes: list[int]) -> list[dict[str, Any]]:
     """Merge copies of one chunk's real solutions, each moved in time, in processes of their own."""
     options = argparse.Namespace(folder=folder, slots=1, chunks=2, size_mb=1, n_stations=20, n_channels=16)
     bench.make_input(options)
@@ -123,7 +123,7 @@ def measure_merge(folder: Path) -> list[dict[str, Any]]:
     seed = folder / "one/calibrate/t0000/solutions/gain.h5"
     interval = plan["solves"]["gain"]["interval_s"]
     rows = []
-    for n_chunks in (10, 100, 1000):
+    for n_chunks in sizes:
         place = folder / f"merge{n_chunks}"
         place.mkdir()
         for number in range(n_chunks):
@@ -140,7 +140,7 @@ def measure_merge(folder: Path) -> list[dict[str, Any]]:
             "from chunkcal.solutions.merge import Grid, merge\n"
             "place, start, interval, length = Path(sys.argv[1]), *map(float, sys.argv[2:])\n"
             "parts = sorted(place.glob('t*.h5'))\n"
-            "grid = Grid.of([p.stem for p in parts], [int(length)] * len(parts), start, interval)\n"
+            "grid = Grid.of([p.stem for p in parts], [int(length)] * len(parts), start_s=start, interval_s=interval)\n"
             "before = resource.getrusage(resource.RUSAGE_SELF).ru_utime\n"
             "merge(parts, place / 'merged.h5', grid)\n"
             "used = resource.getrusage(resource.RUSAGE_SELF)\n"
@@ -174,6 +174,7 @@ def main() -> int:
     parser.add_argument("--observations", type=int, default=10, help="of the dry run")
     parser.add_argument("--chunks", type=int, default=332, help="of each of them; three jobs each, and some")
     parser.add_argument("--jobs", type=int, nargs="+", default=[50, 200, 800], help="chunks of the runs with stand-ins")
+    parser.add_argument("--merges", type=int, nargs="+", default=[10, 100, 1000], help="chunks that are merged")
     options = parser.parse_args()
     options.folder = options.folder.absolute()
     shutil.rmtree(options.folder, ignore_errors=True)
@@ -184,7 +185,7 @@ def main() -> int:
     for n_chunks in options.jobs:
         rows.append(measure_jobs(options.folder / f"jobs{n_chunks}", n_chunks))
         print(json.dumps(rows[-1]), flush=True)
-    rows += measure_merge(options.folder / "merge")
+    rows += measure_merge(options.folder / "merge", options.merges)
     table = pd.DataFrame(rows)
     table["cpu_ms_per_job"] = 1e3 * table.cpu_s / table.chunk_jobs
     table.to_csv(options.folder / "scale.tsv", sep="\t", index=False)

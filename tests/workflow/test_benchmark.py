@@ -27,3 +27,15 @@ def test_every_case_is_measured(tmp_path):
     assert ((pipeline.occupancy > 0.1) & (pipeline.occupancy <= 1)).all()
     assert (folder / "picture.png").read_bytes().startswith(b"\x89PNG")
     assert "one dask task for the MeasurementSet" in (folder / "table.md").read_text()
+
+
+def test_growth_is_measured(tmp_path):
+    folder = tmp_path / "scale"
+    sizes = "--observations 1 --chunks 2 --jobs 1 2 --merges 2".split()
+    command = [sys.executable, str(ROOT / "benchmarks/scale.py"), "--folder", str(folder), *sizes]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    table = pd.read_csv(folder / "scale.tsv", sep="\t")
+    assert list(table.what) == ["dry run", "dry run", "jobs", "jobs", "merge"]
+    assert list(table.chunk_jobs[:4]) == [4, 8, 4, 8]
+    assert "keeps 1000 slots busy" in done.stdout
