@@ -180,7 +180,7 @@ def _try(name: str, plan: dict[str, Any], settings: Mapping[str, Any]) -> str | 
             for keys in run["parsets"]:
                 problem = _run(work, _shortened(keys, stage, plan), settings)
                 if problem:
-                    return f"{name}: {stage}: DP3 does not take these steps: {problem}"
+                    return f"{name}: {stage}: DP3 fails on the first slots: {problem}"
             made = {"in.ms": str(work / run["product"])}
     return None
 

@@ -58,7 +58,7 @@ def test_all_problems_at_once(data, tmp_path):
     assert not passed
     problems = [line for line in lines if line.startswith("problem: ")]
     wanted = ["gone.ms does not exist", "a.skymodel cannot be read", "more.ms does not exist", "thesis.tex"]
-    wanted.append("DP3 does not take these steps")
+    wanted.append("DP3 fails on the first slots")
     assert [word in problem for word, problem in zip(wanted, problems, strict=True)] == [True] * 5
     assert lines[-1] == f"{len(problems)} problems; nothing was started"
 
@@ -97,7 +97,7 @@ def test_room_on_the_disk(data, tmp_path, monkeypatch):
 def test_steps_that_dp3_itself_refuses(data, tmp_path):
     passed, lines = told(config(data, tmp_path, [{"PhaseShift": {"phasecenter": "[somewhere, nice]"}}]))
     assert not passed
-    assert [line for line in lines if "a: preprocess: DP3 does not take these steps" in line]
+    assert [line for line in lines if "a: preprocess: DP3 fails on the first slots" in line]
 
 
 def test_observations_alike_are_tried_once(data, monkeypatch):

@@ -423,7 +423,7 @@ def test_data_cut_short(folder, tmp_path):
     assert "Traceback" not in done.stdout
     assert complaints(done.stdout)
     for line in complaints(done.stdout):
-        assert re.match(r"chunkcal: preprocess obs t000\d: .*damaged or incomplete; copy it again", line)
+        assert re.match(r"chunkcal: obs: preprocess: DP3 fails on the .* is damaged or incomplete; copy it again", line)
     assert_nothing_looks_whole(tmp_path / "run/results")
 
 

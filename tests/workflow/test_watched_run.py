@@ -26,7 +26,8 @@ def on_a_terminal(command, folder, controlling=False, **environment):
     """
     master, slave = pty.openpty()
     termios.tcsetwinsize(slave, (30, 100))
-    env = os.environ | {"TERM": "xterm", "CHUNKCAL_TEST_RUN": str(folder)} | environment
+    ours = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
+    env = ours | {"TERM": "xterm", "CHUNKCAL_TEST_RUN": str(folder)} | environment
     # setsid opens no terminal by itself; --ctty takes the one that is its standard input.
     command = ["setsid", "--wait", "--ctty", *command] if controlling else command
     process = subprocess.Popen(command, cwd=folder, stdin=slave, stdout=slave, stderr=slave, env=env)
@@ -166,7 +167,7 @@ def test_errors_stay_above_the_live_view(own):
     assert process.wait(60) == 1
     assert re.search(r"chunkcal: preprocess obs t000\d: .*exit status 3", text)
     failures = re.findall(r"Error in rule preprocess_chunk: job \d+ failed; +log: +logs/preprocess_chunk/obs", text)
-    assert len(failures) == len(re.findall("chunkcal: preprocess obs t000", text)) > 0
+    assert len(failures) == len(re.findall("chunkcal: preprocess obs t000", text)) > 0, text
     assert "no such luck" in text
     # What Snakemake says besides is in its log, not between what a person must read.
     assert "CalledProcessError" not in text
