@@ -173,7 +173,7 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, default=ROOT / "benchmarks/results/scale", help="made anew")
     parser.add_argument("--observations", type=int, default=10, help="of the dry run")
     parser.add_argument("--chunks", type=int, default=332, help="of each of them; three jobs each, and some")
-    parser.add_argument("--jobs", type=int, nargs="+", default=[50, 200, 800], help="chunks of the runs with stand-ins")
+    parser.add_argument("--jobs", type=int, nargs="+", default=[50, 200, 400], help="chunks of the runs with stand-ins")
     parser.add_argument("--merges", type=int, nargs="+", default=[10, 100, 1000], help="chunks that are merged")
     options = parser.parse_args()
     options.folder = options.folder.absolute()
