@@ -1,4 +1,4 @@
-"""The one exception that a user's mistake raises, and the hint that goes with a word that does not exist."""
+"""The one exception that a user's mistake raises, and the words that messages share."""
 
 from __future__ import annotations
 
@@ -48,3 +48,8 @@ def near_miss(word: object, known: Collection[str], there_are: str = "there are"
     lower = {name.lower(): name for name in reversed(list(known))}
     near = difflib.get_close_matches(str(word).lower(), lower, n=1)
     return f"; did you mean {lower[near[0]]}?" if near else f"; {there_are} {', '.join(known) or 'none'}"
+
+
+def counted(number: int, noun: str) -> str:
+    """Write a number of things: ``1 slot``, ``2 slots``."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -21,7 +21,7 @@ from chunkcal import dp3, wsclean
 from chunkcal.cluster import guard
 from chunkcal.cluster.state import BATCH_BACKENDS
 from chunkcal.commandline import add_config_arguments, read_config
-from chunkcal.errors import UserError
+from chunkcal.errors import UserError, counted
 from chunkcal.inputs import refuse_output_dir, resolve_observations
 from chunkcal.planning import requests
 from chunkcal.planning.plan import Plan, make_plan
@@ -81,12 +81,13 @@ def checked_plan(
 def _places(plans: Mapping[str, Mapping[str, Any]], output_dir: str) -> list[str]:
     """Look for what is not ours where products go."""
     problems = []
-    inputs = {os.path.realpath(plan["observation"]["ms"]): name for name, plan in plans.items()}
+    inputs = [Path(os.path.realpath(plan["observation"]["ms"])) for plan in plans.values()]
     for name in plans:
         folder = Path(output_dir, name)
-        for path in inputs:
-            if Path(path).is_relative_to(os.path.realpath(folder)):
-                problems.append(f"output_dir: the input {path} lies in {folder}, where products go; choose another one")
+        inside = [path for path in inputs if path.is_relative_to(os.path.realpath(folder))]
+        if inside:
+            problems.append(f"output_dir: the input {inside[0]} lies where products go; choose another folder")
+            continue
         try:
             found = sorted(os.listdir(folder)) if folder.is_dir() else []
         except OSError as error:
@@ -94,7 +95,7 @@ def _places(plans: Mapping[str, Mapping[str, Any]], output_dir: str) -> list[str
             continue
         known = {*_PRODUCTS, f"{name}.ms"}
         strangers = [entry for entry in found if entry not in known and entry[0] != "." and ".tmp-" not in entry]
-        if strangers and not any(Path(path).is_relative_to(os.path.realpath(folder)) for path in inputs):
+        if strangers:
             more = f" and {len(strangers) - 3} more" if len(strangers) > 3 else ""
             problems.append(
                 f"output_dir: {folder} holds what no run makes: {', '.join(strangers[:3])}{more};"
@@ -254,9 +255,8 @@ def report(config: Mapping[str, Any], stream: TextIO) -> bool:
             print(f"    note: {note}", file=stream)
     for problem in problems:
         print(f"problem: {problem}", file=stream)
-    n_problems = len(problems)
     if problems:
-        print(f"{n_problems} problem{'s' * (n_problems > 1)}; nothing was started", file=stream)
+        print(f"{counted(len(problems), 'problem')}; nothing was started", file=stream)
     else:
         total = sum(map(data_bytes, plans.values()))
         print(f"no problem; pre-processed data will take about {_readable(total)}", file=stream)
@@ -283,10 +283,10 @@ def _describe(plan: Mapping[str, Any]) -> str:
     observation, chunks = plan["observation"], plan["chunks"]
     missing = sum(end - begin for begin, end in observation["missing"])
     return (
-        f"{observation['n_slots']} slots of {observation['interval_s']:g} s"
+        f"{counted(observation['n_slots'], 'slot')} of {observation['interval_s']:g} s"
         + (f" ({missing} missing)" if missing else "")
-        + f", {observation['n_channels']} channels, {observation['n_baselines']} baselines;"
-        f" {len(chunks)} chunk{'s' * (len(chunks) > 1)} of {plan['chunk_length']} slots"
+        + f", {counted(observation['n_channels'], 'channel')}, {counted(observation['n_baselines'], 'baseline')};"
+        f" {counted(len(chunks), 'chunk')} of {counted(plan['chunk_length'], 'slot')}"
         + ("" if plan["exact"] else ", approximate")
         + f", at most {max(plan['memory_mb'].values())} MB per DP3"
     )

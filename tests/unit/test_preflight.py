@@ -68,7 +68,7 @@ def test_an_input_where_products_go(data, tmp_path):
     make_ms(tmp_path / "results/b/b.ms", n_slots=4)
     passed, lines = told(config(data, tmp_path, input=[str(tmp_path / "results/b/b.ms")], calibrate=None))
     assert not passed
-    assert any("where products go" in line for line in lines)
+    assert any("lies where products go" in line for line in lines)
 
 
 def test_products_are_no_strangers(data, tmp_path):

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from chunkcal.simulate import Simulation, simulate
-from pipeline import assert_same_bits, columns, jobs_of, must_run, snakemake, solutions
-from tiny_ms import DP3, dp3_environment
+from pipeline import assert_same_bits, columns, jobs_of, must_run, plain_dp3, snakemake, solutions
+from tiny_ms import DP3, dp3_environment, run_dp3
 
 SETTINGS = Simulation("lofar", n_stations=5, n_slots=24, n_channels=8, rfi=0.0)
 CALIBRATE = {
@@ -276,3 +276,11 @@ def test_mistakes_get_one_line_and_leave_nothing(ms, tmp_path, changes, words):
     assert "Traceback" not in done.stdout
     assert not list(tmp_path.rglob("*.ms"))
     assert not list(tmp_path.rglob("*.h5"))
+
+
+def test_compressed_data_are_read_as_they_are(ms, tmp_path):
+    run_dp3(tmp_path, {"msin": ms, "msout": "small.ms", "msout.storagemanager": "dysco", "steps": "[]"})
+    plain_dp3(tmp_path / "plain", {"msin": tmp_path / "small.ms", "msout": "out.ms", "steps": "[]"})
+    given = config(tmp_path / "small.ms", calibrate=None, preprocess={"steps": []})
+    must_run(tmp_path / "run", given, "results/small/small.ms")
+    assert_same_bits(columns(tmp_path / "run/results/small/small.ms"), columns(tmp_path / "plain/out.ms"))

@@ -245,7 +245,9 @@ onstart:
         "cluster": cluster_settings(),
         "dp3": config["dp3"] | {"product_digests": config["provenance"]["product_digests"]},
         "on_bad_chunk": config["calibrate"]["on_bad_chunk"] if CALIBRATE else "stop",
-        "previous_lengths": {obs: plan["chunk_length"] for obs, plan in (state.read_json(Path(PLAN)) or {}).items()},
+        "previous_lengths": {
+            obs: plan["chunk_length"] for obs, plan in (state.read_json(Path(PLAN)) or {}).items()
+        },
     }
     try:
         folder = client.begin_run(settings, log="logs/cluster.log", output_dir=OUT, slurm_job_name=slurm_job_name())

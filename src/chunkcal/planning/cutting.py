@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from chunkcal.errors import UserError
+from chunkcal.errors import UserError, counted
 from chunkcal.ms import Observation
 from chunkcal.planning.chunkrules import Unit
 from chunkcal.planning.solves import Solve, SolveInput
@@ -135,9 +135,9 @@ def _balanced_length(unit: Unit, observation: Observation, slot_bytes: float, ta
     length *= unit.n_slots
     return Length(
         length,
-        f"chunks: auto chose {length} slots ({length * observation.interval_s:.6g} s,"
-        f" {length * slot_bytes / 1e6:.3g} MB): {n_chunks} chunk{'s' * (n_chunks > 1)} for {n_slots}"
-        f" slot{'s' * (n_slots > 1)} of the cluster, multiples of the unit of {unit.n_slots} slots",
+        f"chunks: auto chose {counted(length, 'slot')} ({length * observation.interval_s:.6g} s,"
+        f" {length * slot_bytes / 1e6:.3g} MB): {counted(n_chunks, 'chunk')} for {counted(n_slots, 'slot')} of the"
+        f" cluster, multiples of the unit of {counted(unit.n_slots, 'slot')}",
     )
 
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from chunkcal.errors import UserError
+from chunkcal.errors import UserError, counted
 from chunkcal.planning import chunkrules, parameters
 from chunkcal.planning.skymodel import SkyModel
 from chunkcal.solutions import h5parm
@@ -266,7 +266,7 @@ def _whole(where: str, wanted: float, step: float, unit: str, thing: str, notes:
     """Round to whole steps, at least one, and say so if that changes much."""
     n = max(1, math.floor(wanted / step + 0.5))
     if abs(n * step - wanted) > 0.01 * wanted:
-        steps = f"{n} {thing}{'s' if n != 1 else ''} of {step:.6g} {unit}"
+        steps = f"{counted(n, thing)} of {step:.6g} {unit}"
         notes.append(f"{where}: {wanted:g} {unit} is rounded to {steps}: {n * step:.6g} {unit}")
     return n
 
