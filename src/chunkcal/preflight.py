@@ -72,7 +72,9 @@ def checked_plan(
             problems += error.lines
     problems += _places(plans, output_dir)
     problems += _room(plans, output_dir, keep_chunks)
-    problems += _trials(plans, sections["dp3"])
+    # Where chunks that DP3 cannot solve are to be flagged, the first one may be such a chunk.
+    flags = bool(sections.get("calibrate")) and sections["calibrate"].get("on_bad_chunk") == "flag"
+    problems += _trials(plans, sections["dp3"], ("preprocess",) if flags else ("preprocess", "calibrate"))
     if problems:
         raise UserError(*dict.fromkeys(problems))
     return Plan(plans)
@@ -150,25 +152,27 @@ def _readable(n_bytes: float) -> str:
     return f"{n_bytes:.3g} TB"
 
 
-def _trials(plans: Mapping[str, Mapping[str, Any]], settings: Mapping[str, Any]) -> list[str]:
+def _trials(plans: Mapping[str, Mapping[str, Any]], settings: Mapping[str, Any], stages: Sequence[str]) -> list[str]:
     """Let DP3 run over the first slots of one observation of each kind: those with the same steps and data."""
     kinds: dict[str, str] = {}
     for name, plan in plans.items():
         observation = plan["observation"]
-        kind = [plan["runs"][stage] and plan["runs"][stage]["parsets"] for stage in ("preprocess", "calibrate")]
+        kind = [plan["runs"][stage] and plan["runs"][stage]["parsets"] for stage in stages]
         kind += [observation["telescope"], observation["n_channels"], observation["n_baselines"]]
         kinds.setdefault(json.dumps(kind), name)
     names = list(kinds.values())
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        return [problem for problem in pool.map(lambda name: _try(name, plans[name], settings), names) if problem]
+        return [
+            problem for problem in pool.map(lambda name: _try(name, plans[name], settings, stages), names) if problem
+        ]
 
 
-def _try(name: str, plan: dict[str, Any], settings: Mapping[str, Any]) -> str | None:
+def _try(name: str, plan: dict[str, Any], settings: Mapping[str, Any], stages: Sequence[str]) -> str | None:
     """Run the first stages over a few slots, into nothing; say in one line what DP3 says against it."""
     chunk = plan["chunks"][0]
     with tempfile.TemporaryDirectory(prefix="chunkcal-check-") as folder:
         made: dict[str, str] = {}
-        for stage in ("preprocess", "calibrate"):
+        for stage in stages:
             if not plan["runs"][stage]:
                 continue
             run = requests.chunk_request(plan, stage, chunk["name"])["run"]

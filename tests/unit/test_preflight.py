@@ -1,6 +1,7 @@
 """What is in the way of a run is told at once, and telling it leaves nothing behind."""
 
 import io
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from chunkcal import cli, preflight
 from chunkcal.config import load_schema, validate
 from chunkcal.errors import UserError
 from chunkcal.planning.plan import make_plan
-from tiny_ms import make_ms, write_sky_model
+from tiny_ms import DP3, dp3_environment, make_ms, write_sky_model
 
 SCHEMA = load_schema(Path(__file__).parents[2] / "workflow/schemas/config.schema.yaml")
 SOLVE = {"mode": "diagonal", "solint_s": 20}
@@ -100,13 +101,27 @@ def test_steps_that_dp3_itself_refuses(data, tmp_path):
     assert [line for line in lines if "a: preprocess: DP3 fails on the first slots" in line]
 
 
+@pytest.mark.parametrize("on_bad_chunk", ["stop", "flag"])
+def test_a_first_chunk_that_cannot_be_solved(data, tmp_path, on_bad_chunk):
+    script = tmp_path / "DP3"
+    measures = dp3_environment()["AIPSPATH"]
+    fails = 'grep -q ddecal "$1" && exit 3'
+    script.write_text(f'#!/bin/sh\n{fails}\nexport AIPSPATH={measures}\nexec {sys.executable} {DP3} "$@"\n')
+    script.chmod(0o755)
+    given = config(data, tmp_path, dp3={"command": str(script)})
+    given["calibrate"]["on_bad_chunk"] = on_bad_chunk
+    passed, lines = told(given)
+    assert passed == (on_bad_chunk == "flag")
+    assert passed or any("a: calibrate: DP3 fails on the first slots" in line for line in lines)
+
+
 def test_observations_alike_are_tried_once(data, monkeypatch):
     rows = [{"obs": name, "ms": str(data / "a.ms"), "sky_model": str(data / "a.skymodel")} for name in "abc"]
     sections = {"chunks": {"n_slots": 4}, "preprocess": {"steps": []}, "dp3": {"command": "auto", "measures_dir": None}}
     plans = make_plan(rows, sections).observations
     tried = []
     monkeypatch.setattr(preflight, "_try", lambda name, *_: tried.append(name))
-    preflight._trials(plans, sections["dp3"])
+    preflight._trials(plans, sections["dp3"], ("preprocess",))
     assert tried == ["a"]
 
 

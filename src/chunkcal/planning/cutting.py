@@ -124,7 +124,7 @@ def _balanced_length(unit: Unit, observation: Observation, slot_bytes: float, ta
     """
     total, size = observation.n_slots, slot_bytes * observation.n_slots
     n_units = -(-total // unit.n_slots)
-    rounds = min(AUTO_CHUNKS_PER_SLOT * n_slots, int(size / AUTO_LEAST_BYTES))
+    rounds = min(AUTO_CHUNKS_PER_SLOT * n_slots, int(size / AUTO_LEAST_BYTES), AUTO_MAX_CHUNKS)
     longest = -(-n_units // max(AUTO_MIN_CHUNKS, math.ceil(size / target), rounds))
 
     def units_in_a_row(length: int) -> int:
