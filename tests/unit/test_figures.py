@@ -15,7 +15,7 @@ SPAN = plots.Span(1000, 1120, (1040, 1080), ((1060, 1080),))
 @pytest.fixture(autouse=True)
 def fast(monkeypatch):
     """Do not render: the words count here."""
-    monkeypatch.setattr("chunkcal.plots.style.png", lambda *_: b"x" * 100)
+    monkeypatch.setattr("chunkcal.plots.style.pngs", lambda *_: (b"x" * 100, b"x" * 100))
 
 
 def draw(tmp_path, budget=None, **changes):

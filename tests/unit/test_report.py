@@ -52,7 +52,7 @@ def record(k, stage, start, flagged=0.25):
 def fast(request, monkeypatch):
     """Do not render pictures where a test is about the words around them."""
     if "draws" not in request.node.name:
-        monkeypatch.setattr("chunkcal.plots.style.png", lambda *_: b"\x89PNG")
+        monkeypatch.setattr("chunkcal.plots.style.pngs", lambda *_: (b"\x89PNG", b"\x89PNG"))
 
 
 @pytest.fixture

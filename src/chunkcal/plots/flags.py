@@ -14,6 +14,8 @@ from matplotlib.figure import Figure
 from chunkcal.flagging.flags import LENGTH_EDGES_M, Flags
 from chunkcal.plots.reading import Span
 from chunkcal.plots.style import (
+    LIGHT,
+    PIXEL,
     WIDTH,
     Picture,
     Theme,
@@ -32,7 +34,7 @@ _SCALES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 
 def draw_flag_waterfalls(stages: Mapping[str, Flags], span: Span) -> Picture:
     """Draw the flagged fraction by time and channel after each stage, one above the other."""
-    return in_both(lambda theme: _waterfall_figure(stages, span, theme), _MAP)
+    return in_both(_waterfall_figure(stages, span, LIGHT), _MAP)
 
 
 def _waterfall_figure(stages: Mapping[str, Flags], span: Span, theme: Theme) -> Figure:
@@ -89,12 +91,12 @@ def _draw_waterfall(axes: Axes, flags: Flags, span: Span, factor: float, norm: P
 def _draw_seams(axes: Axes, span: Span, factor: float, theme: Theme) -> None:
     if len(span.seams) <= 120:
         for seam in span.seams:
-            axes.axvline((seam - span.start) / factor, color=theme.page, lw=0.5)
+            axes.axvline((seam - span.start) / factor, color=theme.page, lw=PIXEL)
 
 
 def draw_flag_bars(stages: Mapping[str, Flags], stations: Sequence[str], span: Span) -> Picture:
     """Draw the flagged fraction after each stage, or by each step, by station, baseline length, channel and time."""
-    return in_both(lambda theme: _bar_figure(stages, stations, span, theme))
+    return in_both(_bar_figure(stages, stations, span, LIGHT))
 
 
 def _bar_figure(stages: Mapping[str, Flags], stations: Sequence[str], span: Span, theme: Theme) -> Figure:

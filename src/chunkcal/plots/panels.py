@@ -14,7 +14,7 @@ from matplotlib.collections import LineCollection, PolyCollection
 from matplotlib.ticker import MaxNLocator
 
 from chunkcal.plots.reading import Span
-from chunkcal.plots.style import WIDTH, Theme, time_unit
+from chunkcal.plots.style import PIXEL, WIDTH, Theme, time_unit
 
 MAX_SEAMS = 60  # lines per panel; more would hide the solutions and are left out
 
@@ -82,7 +82,7 @@ def draw_edges(axes: Axes, layout: Layout, span: Span, theme: Theme, seam: str, 
     places = layout.width * part_of(span, np.array(shown))
     seams = [[(x + place, y), (x + place, y + layout.height)] for place in places for x, y in layout.corners]
     axes.add_collection(LineCollection(seams, colors=seam, linewidths=width))
-    axes.add_collection(PolyCollection(_boxes(layout, 0.0, 1.0), facecolor="none", edgecolor=theme.line, lw=0.5))
+    axes.add_collection(PolyCollection(_boxes(layout, 0.0, 1.0), facecolor="none", edgecolor=theme.line, lw=PIXEL))
 
 
 def _boxes(layout: Layout, start: float, end: float) -> list[list[tuple[float, float]]]:

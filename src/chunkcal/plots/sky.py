@@ -17,7 +17,7 @@ from matplotlib.colors import AsinhNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Ellipse
 
-from chunkcal.plots.style import Picture, Theme, in_both, new_figure
+from chunkcal.plots.style import Picture, Theme, drawn_twice, new_figure
 
 _WIDTH = 8.8  # inch; smaller than other pictures, because noise makes big files
 _MAP = colormaps["inferno"].resampled(48)
@@ -35,7 +35,7 @@ def draw_sky(panels: Sequence[Panel]) -> Picture:
         ``{before,after}-{dirty,clean}.fits``, the file, and its measures.
     """
     images = [(name, *_read(path), measures) for name, path, measures in panels]
-    return in_both(lambda theme: _figure(images, theme), _MAP)
+    return drawn_twice(lambda theme: _figure(images, theme), _MAP)
 
 
 def _read(path: str | os.PathLike) -> tuple[np.ndarray, WCS]:

@@ -23,6 +23,8 @@ from chunkcal.plots.panels import (
 from chunkcal.plots.reading import Solutions, Span, Waterfalls
 from chunkcal.plots.style import (
     FLAGGED,
+    LIGHT,
+    PIXEL,
     WIDTH,
     Picture,
     Theme,
@@ -45,7 +47,7 @@ _MAPS = {True: _ANGLES.resampled(96), False: colormaps["cividis"].resampled(96)}
 
 def draw_solutions(solutions: Solutions, span: Span) -> Picture:
     """Draw solutions against time, a small panel for each station."""
-    return in_both(lambda theme: _time_figure(solutions, span, theme))
+    return in_both(_time_figure(solutions, span, LIGHT))
 
 
 def _time_figure(solutions: Solutions, span: Span, theme: Theme) -> Figure:
@@ -124,7 +126,7 @@ def _in_gaps(times: np.ndarray, span: Span) -> np.ndarray:
 
 def draw_waterfalls(waterfalls: Waterfalls, span: Span) -> Picture:
     """Draw solutions against time and frequency, a small panel for each station, polarizations above each other."""
-    return in_both(lambda theme: _waterfall_figure(waterfalls, span, theme), _MAPS[waterfalls.is_angle])
+    return in_both(_waterfall_figure(waterfalls, span, LIGHT), _MAPS[waterfalls.is_angle])
 
 
 def _waterfall_figure(waterfalls: Waterfalls, span: Span, theme: Theme) -> Figure:
@@ -136,7 +138,7 @@ def _waterfall_figure(waterfalls: Waterfalls, span: Span, theme: Theme) -> Figur
     draw_frames(axes, layout, span, theme)
     _draw_images(axes, layout, waterfalls, span, (low, high), theme)
     draw_gaps(axes, layout, span, theme)  # over the images: a solution may reach into a gap
-    draw_edges(axes, layout, span, theme, seam=theme.page, width=0.5)
+    draw_edges(axes, layout, span, theme, seam=theme.page, width=PIXEL)
     draw_titles(axes, layout, waterfalls.stations, waterfalls.without, theme)
     names = [((n - p - 0.5) / n, name) for p, name in enumerate(waterfalls.polarizations)]
     first, last = waterfalls.frequencies[[0, -1]] / 1e6
@@ -176,7 +178,7 @@ def _draw_images(
         axes.imshow(image, extent=(left, right, y, y + layout.height), aspect="auto", interpolation="nearest")
         for p in range(1, n_polarizations):
             level = y + layout.height * p / n_polarizations
-            axes.plot([x, x + layout.width], [level, level], color=theme.page, lw=0.8)
+            axes.plot([x, x + layout.width], [level, level], color=theme.page, lw=2 * PIXEL)
     axes.set(xlim=(0, WIDTH), ylim=(0, layout.page))
 
 
@@ -190,7 +192,7 @@ def _draw_colour_bar(
     low, high = (f"{limit:.3g}" for limit in limits)
     axes.text(left, y, f"{_quantity(waterfalls)}  {low}", **style)
     left += 0.08 + 0.066 * len(f"{_quantity(waterfalls)}  {low}")
-    axes.imshow(ramp, extent=(left, left + length, y - 0.07, y + 0.07), aspect="auto")
+    axes.imshow(ramp, extent=(left, left + length, y - 0.07, y + 0.07), aspect="auto", interpolation="nearest")
     axes.text(left + length + 0.08, y, high, **style)
     names, colours = ["flagged", "no data"], [FLAGGED, theme.gap]
     draw_legend(axes, left + length + 0.8, y, names, colours, theme)

@@ -1,13 +1,11 @@
 """How every picture looks: two themes, one width, one way to make the PNG.
 
-Each picture is drawn for light and for dark pages. Only matplotlib's objects are used, no state of pyplot, and the
+Each picture is there for light and for dark pages. Only matplotlib's objects are used, no state of pyplot, and the
 same data give the same bytes.
 """
 
 from __future__ import annotations
 
-import io
-import multiprocessing
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -16,13 +14,13 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import Colormap, to_rgb
 from matplotlib.figure import Figure
-from PIL import Image
+
+from chunkcal.plots import palette as palettes
 
 DPI = 150  # with a page of 11 inch: sharp at 1100 CSS pixels on most screens
 WIDTH = 11.0  # inch
-_COLOURS = 96  # besides those that are kept; a palette makes the page a third of the size
+PIXEL = 72 / DPI  # points; lines on values that are whole pixels wide have no blurred edges
 FLAGGED = "#ff2a2a"  # a colour that no map of ours has
-_NEAR = 6  # of 255
 
 
 @dataclass(frozen=True)
@@ -71,44 +69,59 @@ class Picture:
     height: int
 
 
-def in_both(draw: Callable[[Theme], Figure], colour_map: Colormap | None = None) -> Picture:
-    """Draw a figure in both themes, side by side; if it uses a colour map of few levels, all of them are kept."""
-    # A process forked from this one has the data and matplotlib already: two themes take little longer than one.
-    fork = multiprocessing.get_context("fork")
-    receiver, sender = fork.Pipe(duplex=False)
-    other = fork.Process(target=lambda: sender.send_bytes(png(draw(DARK), DARK, colour_map)))
-    other.start()
-    sender.close()
-    figure = draw(LIGHT)
-    light = png(figure, LIGHT, colour_map)
-    try:
-        dark = receiver.recv_bytes()
-    except EOFError:  # killed, say for its memory: one after the other needs less
-        dark = png(draw(DARK), DARK, colour_map)
-    other.join()
-    receiver.close()
+def in_both(figure: Figure, colour_map: Colormap | None = None) -> Picture:
+    """Render a figure that was drawn with `LIGHT` in both themes; of a colour map of few levels, all are kept."""
+    light, dark = pngs(figure, colour_map)
+    return Picture(light, dark, *_css_size(figure))
+
+
+def drawn_twice(draw: Callable[[Theme], Figure], colour_map: Colormap) -> Picture:
+    """Draw a figure for each theme: one with white on the colours of its map, which is white on dark pages, too."""
+    light, dark = draw(LIGHT), draw(DARK)
+    return Picture(png(light, LIGHT, colour_map), png(dark, DARK, colour_map), *_css_size(light))
+
+
+def _css_size(figure: Figure) -> tuple[int, int]:
     width, height = (round(100 * size) for size in figure.get_size_inches())
-    return Picture(light, dark, width, height)
+    return width, height
+
+
+def pngs(figure: Figure, colour_map: Colormap | None = None) -> tuple[bytes, bytes]:
+    """Render a figure that was drawn with `LIGHT` as two PNGs, for light and for dark pages."""
+    levels = _levels(colour_map)
+    series = colour_map is None
+    indices, palette = palettes.to_palette(_rendered(figure), _named(LIGHT, series), levels)
+    dark = palettes.in_other_colours(palette, _named(DARK, series), levels)
+    return palettes.encode(indices, palette), palettes.encode(indices, dark)
 
 
 def png(figure: Figure, theme: Theme, colour_map: Colormap | None = None) -> bytes:
-    """Render a figure as PNG with a palette, in which colours that mean something stay however little they are used."""
+    """Render a figure as it was drawn."""
+    return palettes.encode(*palettes.to_palette(_rendered(figure), _named(theme, False), _levels(colour_map)))
+
+
+def _rendered(figure: Figure) -> np.ndarray:
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
-    image = Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3])
-    named = [FLAGGED, theme.page, theme.panel, theme.gap, theme.missing, *theme.series]
-    named += [theme.text, theme.muted]
-    levels = colour_map(np.arange(colour_map.N))[:, :3] if colour_map else np.empty((0, 3))
-    kept = np.rint(255 * np.concatenate([[to_rgb(colour) for colour in named], levels])).astype(int)
-    n_common = min(_COLOURS, 256 - len(kept))
-    common = np.array(image.quantize(n_common, dither=Image.Dither.NONE).getpalette()).reshape(-1, 3)[:n_common]
-    # A mean of many near-whites must not win over the page's white.
-    distinct = np.abs(common[:, None] - kept).max(axis=2).min(axis=1) > _NEAR
-    palette = Image.new("P", (1, 1))
-    palette.putpalette(np.concatenate([kept, common[distinct]]).ravel().tolist())
-    stream = io.BytesIO()
-    image.quantize(palette=palette, dither=Image.Dither.NONE).save(stream, "PNG", optimize=True)
-    return stream.getvalue()
+    return np.asarray(canvas.buffer_rgba())
+
+
+def _named(theme: Theme, series: bool) -> np.ndarray:
+    """Colours that mean something, (n, 3), of 255, in the same order for every theme.
+
+    Those of series are left out where a picture has a colour map instead: some look much like one of its values.
+    """
+    ground = (theme.page, theme.panel, theme.gap, theme.line, theme.text, theme.muted)
+    return _of_255([to_rgb(colour) for colour in (*ground, theme.missing, FLAGGED, *(theme.series if series else ()))])
+
+
+def _levels(colour_map: Colormap | None) -> np.ndarray:
+    """Colours of a colour map, (n, 3), of 255."""
+    return _of_255(colour_map(np.arange(colour_map.N))[:, :3]) if colour_map else np.empty((0, 3), int)
+
+
+def _of_255(colours: Sequence[Sequence[float]] | np.ndarray) -> np.ndarray:
+    return np.rint(255 * np.asarray(colours)).astype(int)
 
 
 def new_figure(height: float, theme: Theme, width: float = WIDTH) -> Figure:

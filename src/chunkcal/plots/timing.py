@@ -10,6 +10,7 @@ from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 
 from chunkcal.plots.style import (
+    LIGHT,
     WIDTH,
     Picture,
     Theme,
@@ -35,7 +36,7 @@ def draw_gantt(tasks: Sequence[Bar], pauses: Sequence[tuple[float, float]] = ())
     pauses
         (when, how long) the run was interrupted, s.
     """
-    return in_both(lambda theme: _gantt_figure(tasks, pauses, theme))
+    return in_both(_gantt_figure(tasks, pauses, LIGHT))
 
 
 def _gantt_figure(tasks: Sequence[Bar], pauses: Sequence[tuple[float, float]], theme: Theme) -> Figure:
