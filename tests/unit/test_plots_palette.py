@@ -8,7 +8,7 @@ from matplotlib import colormaps
 from PIL import Image
 
 from chunkcal.plots import DARK, LIGHT, solutions
-from chunkcal.plots.palette import in_other_colours, to_palette
+from chunkcal.plots.palette import encode, in_other_colours, to_palette, with_palette
 from chunkcal.plots.reading import Solutions, Span, Waterfalls
 from chunkcal.plots.style import png, pngs
 
@@ -33,6 +33,15 @@ def test_an_edge_that_looks_like_a_value_is_none():
     indices, palette = to_palette(page((127, 127, 127), (120, 125, 131)), NAMED, levels)
     assert palette[indices[0, 1]].tolist() == levels[0].tolist()
     assert in_other_colours(palette, OTHER, levels)[indices[0, 0]] == pytest.approx([130] * 3, abs=2)
+
+
+def test_the_dark_page_is_a_png_of_the_same_pixels():
+    indices, palette = to_palette(page((255, 255, 255), (0, 0, 0), (127, 127, 127)), NAMED, np.empty((0, 3), int))
+    other = in_other_colours(palette, OTHER, np.empty((0, 3), int))
+    image = Image.open(io.BytesIO(with_palette(encode(indices, palette), other)))
+    image.verify()
+    image = Image.open(io.BytesIO(with_palette(encode(indices, palette), other)))
+    assert np.array_equal(np.asarray(image.convert("RGB")), other[indices])
 
 
 def figures(theme):

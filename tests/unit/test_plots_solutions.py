@@ -8,6 +8,8 @@ import pytest
 from PIL import Image
 
 from chunkcal import plots
+from chunkcal.plots.panels import Layout
+from chunkcal.plots.solutions import _MAPS
 from chunkcal.plots.style import FLAGGED
 
 
@@ -109,3 +111,18 @@ def test_sixty_two_stations_with_waterfalls_fit_on_a_page():
     assert (picture.width, picture.height < 1000) == (1100, True)
     assert picture.light != picture.dark
     assert len(picture.light) < 300_000
+
+
+def test_a_station_s_panel_shows_its_own_solutions():
+    """All panels are one image: each value must be at its station, time, frequency and polarization."""
+    values = np.zeros((20, 2, 13, 2))
+    values[:10, 1, 6, 0] = 1.0  # early, the high frequency, seventh station, XX
+    image, layout = drawn(waterfalls(values)), Layout.of(13)
+    x, y = layout.corner(6)
+    yellow = [int(value) for value in np.rint(255 * np.array(_MAPS[False](0.9999)[:3]))]
+    found = np.argwhere((image == yellow).all(axis=2)) / 150
+    found = found[found[:, 0] > layout.page - layout.top]  # not the colour bar
+    assert found[:, 1].min() == pytest.approx(x, abs=0.02)
+    assert found[:, 1].max() == pytest.approx(x + layout.width / 2, abs=0.02)
+    assert layout.page - found[:, 0].min() == pytest.approx(y + layout.height, abs=0.02)
+    assert layout.page - found[:, 0].max() == pytest.approx(y + 0.75 * layout.height, abs=0.02)

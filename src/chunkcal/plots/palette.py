@@ -6,6 +6,7 @@ Drawing takes most of a report's time, so a page is drawn once, for light pages;
 from __future__ import annotations
 
 import io
+import zlib
 
 import numpy as np
 from PIL import Image
@@ -13,9 +14,7 @@ from PIL import Image
 _GROUNDS = 4  # of the named colours, the first: page, panel, gap and line meet values, text is not written on them
 _COMMON = 96  # colours besides those that are kept; a palette makes the page a third of the size
 _NEAR = 6  # of 255
-_SAME = (
-    3  # of 255, Euclidean: what is farther from a level of a colour map is no value, but an edge that looks like one
-)
+_SAME = 3  # of 255, Euclidean: what is farther from all levels of a colour map is no value but an edge
 
 
 def to_palette(rgba: np.ndarray, named: np.ndarray, levels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -40,7 +39,7 @@ def to_palette(rgba: np.ndarray, named: np.ndarray, levels: np.ndarray) -> tuple
     # A table of all colours that there are is faster than sorting the pixels.
     table = np.zeros(1 << 24, np.uint8)
     table[codes] = 1
-    found = np.flatnonzero(table)
+    found = np.flatnonzero(table.view(bool))
     colours = np.stack([found & 255, found >> 8 & 255, found >> 16], axis=1)
     is_value = np.zeros(len(colours), bool)
     value = np.zeros(len(colours), int)
@@ -98,6 +97,14 @@ def in_other_colours(palette: np.ndarray, named: np.ndarray, levels: np.ndarray)
     share = part[np.arange(len(best)), best][:, None]
     mixed = (1 - share) * after[i[best]] + share * after[j[best]]
     return np.concatenate([after, np.rint(mixed).astype(int)])
+
+
+def with_palette(png: bytes, palette: np.ndarray) -> bytes:
+    """Put another palette, of the same length, into a PNG of `encode`: the pixels need not be compressed again."""
+    start = png.index(b"PLTE")
+    chunk = b"PLTE" + palette.astype(np.uint8).tobytes()
+    end = start + len(chunk)
+    return png[:start] + chunk + zlib.crc32(chunk).to_bytes(4, "big") + png[end + 4 :]
 
 
 def encode(indices: np.ndarray, palette: np.ndarray) -> bytes:

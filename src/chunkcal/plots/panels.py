@@ -14,7 +14,7 @@ from matplotlib.collections import LineCollection, PolyCollection
 from matplotlib.ticker import MaxNLocator
 
 from chunkcal.plots.reading import Span
-from chunkcal.plots.style import PIXEL, WIDTH, Theme, time_unit
+from chunkcal.plots.style import PIXEL, WIDTH, Theme, draw_labels, time_unit
 
 MAX_SEAMS = 60  # lines per panel; more would hide the solutions and are left out
 
@@ -93,20 +93,19 @@ def _boxes(layout: Layout, start: float, end: float) -> list[list[tuple[float, f
 def draw_titles(axes: Axes, layout: Layout, names: Sequence[str], without: Sequence[str], theme: Theme) -> None:
     """Write the station above each panel, and say which have no solutions."""
     size = 8 if layout.columns <= 6 else 7
-    for (x, y), name in zip(layout.corners, names, strict=True):
-        colour = theme.missing if name in without else theme.text
-        axes.text(x, y + layout.height + 0.04, name[:24], fontsize=size, color=colour, parse_math=False)
-        if name in without:
-            middle = (x + layout.width / 2, y + layout.height / 2)
-            axes.text(*middle, "no solutions", fontsize=size, color=colour, ha="center", va="center")
+    above = [(x, y + layout.height + 0.04, name[:24]) for (x, y), name in zip(layout.corners, names, strict=True)]
+    empty = [name in without for name in names]
+    draw_labels(axes, [label for label, is_empty in zip(above, empty, strict=True) if not is_empty], size, theme.text)
+    draw_labels(axes, [label for label, is_empty in zip(above, empty, strict=True) if is_empty], size, theme.missing)
+    middles = layout.corners[empty] + (layout.width / 2, layout.height / 2)
+    draw_labels(axes, [(x, y, "no solutions") for x, y in middles], size, theme.missing, ha="center", va="center")
 
 
 def draw_value_ticks(axes: Axes, layout: Layout, labels: Sequence[tuple[float, str]], name: str, theme: Theme) -> None:
     """Label the vertical axis of the leftmost panels: places from 0 to 1, and the quantity."""
-    for x, y in layout.corners[:: layout.columns]:
-        for place, label in labels:
-            at = (x - 0.06, y + layout.height * place)
-            axes.text(*at, label, ha="right", va="center", fontsize=7, color=theme.muted, parse_math=False)
+    left = layout.corners[:: layout.columns]
+    ticks = [(x - 0.06, y + layout.height * place, label) for x, y in left for place, label in labels]
+    draw_labels(axes, ticks, 7, theme.muted, ha="right", va="center")
     axes.text(0.13, layout.top / 2, name, rotation=90, ha="center", va="center", fontsize=9, color=theme.text)
 
 
@@ -115,10 +114,14 @@ def draw_time_ticks(axes: Axes, layout: Layout, span: Span, theme: Theme) -> Non
     length = max(span.end - span.start, 1e-3)
     factor, unit = time_unit(length)
     ticks = MaxNLocator(4 if layout.columns <= 6 else 3).tick_values(0, length / factor)
-    for x, y in layout.corners[-layout.columns :]:
-        for tick in ticks[(ticks >= 0) & (ticks * factor <= length)]:
-            part = tick * factor / length
-            side = "left" if part < 0.05 else "right" if part > 0.95 else "center"  # clear of the next panel's
-            at = (x + layout.width * part, y - 0.05)
-            axes.text(*at, f"{tick:g}", ha=side, va="top", fontsize=7, color=theme.muted)
+    ticks = ticks[(ticks >= 0) & (ticks * factor <= length)]
+    parts = ticks * factor / length
+    sides = ["left" if part < 0.05 else "right" if part > 0.95 else "center" for part in parts]  # clear of the next's
+    lowest = layout.corners[-layout.columns :]
+    places = [
+        (x + layout.width * part, y - 0.05, f"{tick:g}")
+        for x, y in lowest
+        for tick, part in zip(ticks, parts, strict=True)
+    ]
+    draw_labels(axes, places, 7, theme.muted, ha=sides * len(lowest), va="top")
     axes.text(WIDTH / 2, 0.1, f"time since start ({unit})", ha="center", va="bottom", fontsize=9, color=theme.text)

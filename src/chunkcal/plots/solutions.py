@@ -6,8 +6,9 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
-from matplotlib.colors import LinearSegmentedColormap, to_rgb
+from matplotlib.colors import LinearSegmentedColormap, to_rgba
 from matplotlib.figure import Figure
+from matplotlib.image import PcolorImage
 from matplotlib.ticker import MaxNLocator
 
 from chunkcal.plots.panels import (
@@ -159,27 +160,37 @@ def _colour_range(waterfalls: Waterfalls) -> tuple[float, float]:
 def _draw_images(
     axes: Axes, layout: Layout, waterfalls: Waterfalls, span: Span, limits: tuple[float, float], theme: Theme
 ) -> None:
-    """Put one image into each panel: columns are solution intervals on an even grid, gaps in their own colour."""
+    """Put solutions into the panels: columns are intervals on an even grid, gaps have their own colour.
+
+    All panels are one image with uneven columns and rows: those between the panels are transparent.
+    """
     values, half = waterfalls.values, 0.5 * waterfalls.interval_s
     column = np.rint((waterfalls.times - waterfalls.times[0]) / waterfalls.interval_s).astype(int)
-    n_columns, n_rows, n_polarizations = column[-1] + 1, values.shape[1], values.shape[3]
+    n_columns, n_polarizations = column[-1] + 1, values.shape[3]
+    n_rows = n_polarizations * values.shape[1]
     scaled = np.clip((values - limits[0]) / (limits[1] - limits[0]), 0, 1)
-    colours = _MAPS[waterfalls.is_angle](np.where(np.isfinite(scaled), scaled, 0))[..., :3]
-    colours[~np.isfinite(values)] = to_rgb(FLAGGED)
-    ends = part_of(span, np.array([waterfalls.times[0] - half, waterfalls.times[-1] + half]))
+    colours = _MAPS[waterfalls.is_angle](np.where(np.isfinite(scaled), scaled, 0))
+    colours[~np.isfinite(values)] = to_rgba(FLAGGED)
+    n_down = -(-layout.n // layout.columns)
+    page = np.zeros((n_down, n_rows + 1, layout.columns, n_columns + 1, 4))
+    separators = []
     for station, (x, y) in enumerate(layout.corners):
         if not np.isfinite(values[:, :, station]).any():
             continue
-        image = np.full((n_polarizations * n_rows, n_columns, 3), to_rgb(theme.gap))
-        # Rows from the top: first polarization above the others, high frequencies above low ones.
-        stacked = colours[:, ::-1, station].transpose(2, 1, 0, 3).reshape(n_polarizations * n_rows, -1, 3)
-        image[:, column] = stacked
-        left, right = x + layout.width * np.clip(ends, 0, 1)
-        axes.imshow(image, extent=(left, right, y, y + layout.height), aspect="auto", interpolation="nearest")
-        for p in range(1, n_polarizations):
-            level = y + layout.height * p / n_polarizations
-            axes.plot([x, x + layout.width], [level, level], color=theme.page, lw=2 * PIXEL)
-    axes.set(xlim=(0, WIDTH), ylim=(0, layout.page))
+        down, across = divmod(station, layout.columns)
+        image = page[n_down - 1 - down, :-1, across, :-1]
+        image[:] = to_rgba(theme.gap)
+        # Rows from below: last polarization under the others, low frequencies under high ones.
+        image[:, column] = colours[:, :, station, ::-1].transpose(2, 1, 0, 3).reshape(n_rows, -1, 4)
+        levels = y + layout.height * np.arange(1, n_polarizations) / n_polarizations
+        separators += [[(x, level), (x + layout.width, level)] for level in levels]
+    ends = part_of(span, np.array([waterfalls.times[0] - half, waterfalls.times[-1] + half]))
+    places = layout.width * np.linspace(*np.clip(ends, 0, 1), n_columns + 1)
+    x = (layout.corners[: layout.columns, 0, None] + places).ravel()
+    y = (layout.corners[:: layout.columns, 1][::-1, None] + np.linspace(0, layout.height, n_rows + 1)).ravel()
+    page = np.rint(255 * page).astype(np.uint8).reshape(len(y), len(x), 4)[:-1, :-1]
+    axes.add_image(PcolorImage(axes, x, y, page))
+    axes.add_collection(LineCollection(separators, colors=theme.page, linewidths=2 * PIXEL))
 
 
 def _draw_colour_bar(
