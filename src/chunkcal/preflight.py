@@ -20,7 +20,6 @@ from typing import Any, TextIO
 from chunkcal import dp3, wsclean
 from chunkcal.cluster import guard
 from chunkcal.cluster.state import BATCH_BACKENDS
-from chunkcal.commandline import add_config_arguments, read_config
 from chunkcal.errors import UserError, counted
 from chunkcal.inputs import refuse_output_dir, resolve_observations
 from chunkcal.planning import requests
@@ -298,10 +297,14 @@ def _describe(plan: Mapping[str, Any]) -> str:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command line of ``chunkcal check``."""
+    from chunkcal.commandline import add_config_arguments  # jsonschema is slow to import; plan_chunks has no use for it
+
     add_config_arguments(parser)
 
 
 def run(options: argparse.Namespace) -> int:
     """Check what snakemake would be given; exit status 1 if there is a problem."""
+    from chunkcal.commandline import read_config
+
     config, _ = read_config(options)
     return 0 if report(config, sys.stdout) else 1

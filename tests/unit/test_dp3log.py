@@ -8,7 +8,8 @@ import pytest
 
 import tiny_ms
 from chunkcal.dp3log import convergence
-from chunkcal.quality import describe, judge
+from chunkcal.quality.gate import judge
+from chunkcal.quality.words import describe
 from chunkcal.solutions.merge import merge
 
 N_SLOTS, SEAM = 24, 12

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from chunkcal.errors import UserError
-from chunkcal.quality import describe, judge
+from chunkcal.quality.gate import judge
 from chunkcal.quality.limits import DEFAULTS
+from chunkcal.quality.words import describe
 from chunkcal.simulate.signal import TEC_PHASE
 
 START = 4871282393.0  # MJD s

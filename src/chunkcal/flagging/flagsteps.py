@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import casacore.tables as ct
 import numpy as np
 
 from chunkcal.flagging.flags import LENGTH_EDGES_M, Flags, Waterfall
@@ -71,6 +70,8 @@ def read_steps(log: str, work: Path) -> list[dict[str, Any]]:
 def _saved(path: Path, columns: tuple[str, ...]) -> list[tuple[Any, ...]]:
     if not (path / "table.dat").is_file():
         return []
+    import casacore.tables as ct  # slow to import, and only who runs DP3 reads what it saved
+
     with ct.table(str(path), ack=False) as table:
         return list(zip(*(table.getcol(name) for name in columns), strict=True)) if table.nrows() else []
 
@@ -93,6 +94,8 @@ def _by_length(percents: Iterable[tuple[int, int, int]], names: Mapping[int, str
     """Add up the percents of baselines of similar length; baselines of stations that DP3 has made are left out."""
     if not names or not (ms / "ANTENNA").is_dir():
         return {}
+    import casacore.tables as ct
+
     with ct.table(str(ms / "ANTENNA"), ack=False) as table:
         positions = dict(zip(table.getcol("NAME"), table.getcol("POSITION"), strict=True))
     sums: dict[int, list[int]] = {}

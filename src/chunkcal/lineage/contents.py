@@ -18,8 +18,6 @@ import h5py
 import numpy as np
 import xxhash
 
-from chunkcal.products import opened
-
 ALGORITHM = "xxh3_128"
 _UNNAMED = "blake2b"  # of digests without a name: those of the first provenance files
 _ALGORITHMS: dict[str, Callable[[], Any]] = {
@@ -55,6 +53,8 @@ def of_ms(path: str | os.PathLike, algorithm: str = ALGORITHM) -> dict[str, str]
     ProductError
         The MeasurementSet cannot be read.
     """
+    from chunkcal.products import opened  # casacore is slow to import, and h5parms have no use for it
+
     with opened(path) as table:
         names = [name for name in sorted(table.colnames()) if _has_values(table, name)]
         return {name: _of_column(table, name, algorithm) for name in names}

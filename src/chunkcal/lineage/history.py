@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
-import casacore.tables as ct
 import h5py
 import numpy as np
 
@@ -60,6 +59,8 @@ def add_to_h5parm(path: str | os.PathLike, text: Sequence[str]) -> None:
 
 def add_to_ms(path: str | os.PathLike, text: Sequence[str]) -> None:
     """Add a row to a MeasurementSet's HISTORY, at the time of its last one: all but the first line are parameters."""
+    import casacore.tables as ct  # slow to import, and h5parms have no use for it
+
     with ct.table(f"{os.fspath(path)}/HISTORY", readonly=False, ack=False) as table:
         row = table.nrows()
         last = table.getcell("TIME", row - 1) if row else 0.0

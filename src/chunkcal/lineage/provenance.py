@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from chunkcal.errors import UserError
-from chunkcal.lineage import contents, digest, versions
+from chunkcal.lineage import digest, versions
 from chunkcal.planning import requests
 
 FORMAT = 1
@@ -78,6 +78,8 @@ def write_provenance(
 
 
 def _solutions(path: Path, folder: Path) -> dict[str, Any]:
+    from chunkcal.lineage import contents  # h5py is slow to import, and who reads provenance has no use for it
+
     own = {"path": os.path.relpath(path, folder), **digest.of_input(path)}
     return own | {"digest": contents.of_h5parm(path)}
 

@@ -6,6 +6,7 @@ length of chunks with ``length: auto``, which goes by the slots of the cluster, 
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 import os
@@ -40,11 +41,9 @@ class Plan:
 
     observations: dict[str, dict[str, Any]]
 
-    def table(self) -> Any:
-        """Give the chunk table as a pandas DataFrame, one row per chunk."""
-        import pandas as pd
-
-        rows = [
+    def rows(self) -> list[dict[str, Any]]:
+        """Give the chunk table, a row per chunk; `n_<solve>` is the number of solutions of those that it has."""
+        return [
             {"obs": obs, "chunk": chunk["name"]}
             | {key: value for key, value in chunk.items() if key != "name"}
             | {f"n_{name}": requests.n_solutions(plan, name, chunk) for name in plan["solves"]}
@@ -52,13 +51,20 @@ class Plan:
             for obs, plan in self.observations.items()
             for chunk in plan["chunks"]
         ]
-        return pd.DataFrame(rows)
 
     def write(self, table: str | os.PathLike, plan: str | os.PathLike) -> None:
         """Write the chunk table (tab-separated) and the plans (JSON)."""
         for path in (table, plan):
             Path(path).parent.mkdir(parents=True, exist_ok=True)
-        self.table().to_csv(table, sep="\t", index=False, float_format="%.9f")
+        rows = self.rows()
+        # Not with pandas, which takes longer to import than all else takes here.
+        with open(table, "w", encoding="utf-8", newline="") as stream:
+            writer = csv.DictWriter(
+                stream, list(dict.fromkeys(key for row in rows for key in row)), delimiter="\t", lineterminator="\n"
+            )
+            writer.writeheader()
+            for row in rows:
+                writer.writerow({k: f"{v:.9f}" if isinstance(v, float) else v for k, v in row.items()})
         Path(plan).write_text(json.dumps(self.observations, indent=1) + "\n", encoding="utf-8")
 
 

@@ -15,7 +15,6 @@ from typing import Any
 from chunkcal.errors import UserError, counted
 from chunkcal.planning import chunkrules, parameters
 from chunkcal.planning.skymodel import SkyModel
-from chunkcal.solutions import h5parm
 from chunkcal.solutions.solutionsteps import Step, resolve_steps
 
 FULL_JONES = ("fulljones",)
@@ -307,6 +306,8 @@ def _directions(where: str, wanted: Any, sky: SkyModel) -> tuple[tuple[str, ...]
 
 def _table(where: str, value: str, stations: tuple[str, ...] | None, base: str | None) -> str:
     """Find a user's h5parm, and make sure that it knows all stations."""
+    from chunkcal.solutions import h5parm  # h5py is slow to import, and most solves begin from nothing
+
     path = parameters.find_file(where, value, base)
     for tables in h5parm.describe(path).solsets.values():
         for table in tables:
@@ -321,6 +322,8 @@ def _table(where: str, value: str, stations: tuple[str, ...] | None, base: str |
 
 def _initial_tables(where: str, path: str) -> list[str]:
     """Name the tables that DDECal starts from: what one solution set holds of amplitudes and phases, or the like."""
+    from chunkcal.solutions import h5parm
+
     solsets = h5parm.describe(path).solsets
     if len(solsets) != 1:
         raise UserError(f"{where}: {path} has the solution sets {', '.join(solsets)}; give a file with one")

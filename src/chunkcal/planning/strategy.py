@@ -16,7 +16,6 @@ from chunkcal.planning import parameters
 from chunkcal.planning.requests import step_name
 from chunkcal.planning.skymodel import SkyModel
 from chunkcal.planning.solves import FULL_JONES, Solve, SolveInput, corrections, resolve_solve
-from chunkcal.solutions import h5parm
 
 SKY = "sky.skymodel"  # DP3 reads a text sky model only under this ending, or .txt
 SOLUTIONS = "solutions"  # folder of a chunk's h5parms
@@ -167,10 +166,12 @@ class _Undo:
     def add_files(self, paths: Sequence[str]) -> None:
         """Apply h5parms of the user."""
         for path in paths:
+            from chunkcal.solutions.h5parm import applycal_keys  # h5py is slow to import, and most runs have none
+
             step = f"pre{len(self.steps) + 1}"
             link = f"{step}.h5"
             self.links[link] = path
-            self._add(step, h5parm.applycal_keys(path, step, interpolation=self.interpolation), link)
+            self._add(step, applycal_keys(path, step, interpolation=self.interpolation), link)
 
     def add_pass(self, one: Pass, direction: str | None = None) -> None:
         """Apply what a pass has solved for, in one direction if it has several."""

@@ -4,8 +4,3 @@
 `gate` reads the merged h5parms and judges, `words` says in plain words what was found, `observation` does it all
 for the pipeline.
 """
-
-from chunkcal.quality.gate import judge
-from chunkcal.quality.words import describe
-
-__all__ = ["describe", "judge"]

@@ -10,7 +10,6 @@ from typing import Any
 
 from chunkcal.errors import UserError
 from chunkcal.planning import requests
-from chunkcal.quality.gate import judge
 from chunkcal.quality.words import describe
 
 
@@ -42,6 +41,8 @@ def judge_observation(
     dict
         As `judge`, and ``summary``: a line per figure that is not good.
     """
+    from chunkcal.quality.gate import judge  # h5py is slow to import, and `require_quality` has no use for it
+
     failed: dict[str, list[tuple[str, int, int]]] = {name: [] for name in plan["solves"]}
     converged = {name: {"n": 0, "converged": 0} for name in plan["solves"]}
     for chunk, path in zip(plan["chunks"], records, strict=True):
