@@ -61,6 +61,7 @@ def _waterfall_figure(stages: Mapping[str, Flags], span: Span, theme: Theme) -> 
             fontsize=9,
             color=theme.text,
             loc="left",
+            y=1.0,  # fixed: else matplotlib measures all labels to place it
             pad=3,
         )
         axes.tick_params(labelbottom=i == len(stages) - 1)
@@ -74,7 +75,7 @@ def _waterfall_figure(stages: Mapping[str, Flags], span: Span, theme: Theme) -> 
         ticks = [0, 0.01, 0.05, 0.1, 0.2, 0.5, 1]
         bar.set_ticks(ticks, labels=[f"{100 * tick:g} %" for tick in ticks])
         bar.ax.tick_params(colors=theme.muted, labelsize=8, length=2)
-        bar.outline.set_edgecolor(theme.line)
+        bar.outline.set(edgecolor=theme.line, linewidth=2 * PIXEL)
     return figure
 
 
@@ -93,8 +94,8 @@ def _draw_waterfall(axes: Axes, flags: Flags, span: Span, factor: float, norm: P
 
 def _draw_seams(axes: Axes, span: Span, factor: float, theme: Theme) -> None:
     if len(span.seams) <= 120:
-        for seam in span.seams:
-            axes.axvline((seam - span.start) / factor, color=theme.page, lw=PIXEL)
+        places = (np.array(span.seams) - span.start) / factor
+        axes.vlines(places, 0, 1, transform=axes.get_xaxis_transform(), colors=theme.page, lw=PIXEL)
 
 
 def draw_flag_bars(stages: Mapping[str, Flags], stations: Sequence[str], span: Span) -> Picture:
@@ -129,7 +130,7 @@ def _bar_figure(stages: Mapping[str, Flags], stations: Sequence[str], span: Span
     small[0].tick_params(axis="x", labelsize=7)
     for axes in (wide, *small):
         _scale(axes)
-        axes.grid(axis="y", color=theme.gap, lw=0.5)
+        axes.grid(axis="y", color=theme.gap, lw=PIXEL)
         axes.set_axisbelow(True)
     return figure
 

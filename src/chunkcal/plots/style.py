@@ -192,7 +192,7 @@ def style_axes(axes: Axes, theme: Theme, fontsize: float = 8) -> None:
     """Give ordinary axes the colours of a theme."""
     axes.set_facecolor(theme.panel)
     axes.tick_params(colors=theme.muted, labelsize=fontsize, length=2)
-    axes.spines[:].set_color(theme.line)
+    axes.spines[:].set(color=theme.line, linewidth=2 * PIXEL)
 
 
 def time_unit(length: float, seconds: float = 180.0, minutes: float = 3 * 3600.0) -> tuple[float, str]:
