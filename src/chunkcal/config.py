@@ -126,10 +126,11 @@ def _check_meaning(config: dict[str, Any]) -> list[str]:
         problems.append(f"chunks: {' and '.join(lengths)} are both given; give one of {', '.join(CHUNK_LENGTHS)}")
     if not lengths:
         config["chunks"]["length"] = "auto"
-    try:
-        refuse_braces("output_dir", config["output_dir"])
-    except UserError as error:
-        problems += error.lines
+    for key in ("output_dir", "scratch_dir"):
+        try:
+            refuse_braces(key, config[key] or "")
+        except UserError as error:
+            problems += error.lines
     return problems + _check_cluster(config["cluster"]) + _check_steps(config)
 
 

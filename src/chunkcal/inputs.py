@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import hashlib
 import math
 import os
 import re
@@ -115,6 +116,37 @@ def refuse_output_dir(path: str) -> None:
         raise UserError(f"output_dir: {path} cannot be a folder, because {place} is none; choose another one")
     if not os.access(place, os.W_OK | os.X_OK):
         raise UserError(f"output_dir: {place} cannot be written to; choose another folder, or see to it that you may")
+
+
+def refuse_scratch_dir(path: str | None) -> None:
+    """Refuse a folder for chunks that is not there or cannot be written to; it is not made, for it may be a mount.
+
+    Raises
+    ------
+    UserError
+        Saying which.
+    """
+    if path is None:
+        return
+    place = os.path.expanduser(path)
+    if not os.path.isdir(place):
+        reason = "is no folder" if os.path.lexists(place) else "does not exist"
+        raise UserError(f"scratch_dir: {path} {reason}; make the folder (is the disk mounted?), or choose another one")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise UserError(f"scratch_dir: {path} cannot be written to; choose another folder, or see to it that you may")
+
+
+def chunks_dir(config: Mapping[str, Any]) -> str:
+    """Name the folder in which chunks lie, as ``<obs>/<stage>/<chunk>``, while they are needed.
+
+    It is `output_dir`, or a folder in `scratch_dir` that no other output folder has: runs may share a `scratch_dir`.
+    Chunks that are kept are products like any other, and so in `output_dir`.
+    """
+    output_dir = config["output_dir"].rstrip("/")
+    if config["scratch_dir"] is None or config["keep_chunks"]:
+        return output_dir
+    own = hashlib.sha256(os.path.abspath(output_dir).encode(errors="surrogateescape")).hexdigest()[:12]
+    return os.path.join(os.path.expanduser(config["scratch_dir"]), f"chunkcal-{own}")
 
 
 def observation_name(ms: str) -> str:

@@ -21,7 +21,7 @@ from chunkcal import dp3, wsclean
 from chunkcal.cluster import guard
 from chunkcal.cluster.state import BATCH_BACKENDS
 from chunkcal.errors import UserError, counted
-from chunkcal.inputs import refuse_output_dir, resolve_observations
+from chunkcal.inputs import chunks_dir, refuse_output_dir, refuse_scratch_dir, resolve_observations
 from chunkcal.planning import requests
 from chunkcal.planning.plan import Plan, make_plan
 
@@ -43,6 +43,7 @@ def checked_plan(
     dp3_version: str | None = None,
     n_slots: int | None = None,
     previous_lengths: Mapping[str, int] | None = None,
+    chunks_dir: str | None = None,
 ) -> Plan:
     """Plan all observations, and see whether the plans can be carried out here.
 
@@ -54,12 +55,14 @@ def checked_plan(
         Of the configuration.
     n_slots
         Slots of the whole cluster.
+    chunks_dir
+        Folder in which chunks lie while they are needed, see `inputs.chunks_dir`; None is `output_dir`.
 
     Raises
     ------
     UserError
         With all problems of all observations: what `make_plan` refuses, an output folder that holds something foreign,
-        too little room on its disk, and steps that DP3 itself does not accept.
+        too little room on the disks, and steps that DP3 itself does not accept.
     """
     plans: dict[str, dict[str, Any]] = {}
     problems: list[str] = []
@@ -70,7 +73,7 @@ def checked_plan(
         except UserError as error:
             problems += error.lines
     problems += _places(plans, output_dir)
-    problems += _room(plans, output_dir, keep_chunks)
+    problems += _room(plans, output_dir, chunks_dir or output_dir, keep_chunks)
     # Where chunks that DP3 cannot solve are to be flagged, the first one may be such a chunk.
     flags = bool(sections.get("calibrate")) and sections["calibrate"].get("on_bad_chunk") == "flag"
     problems += _trials(plans, sections["dp3"], ("preprocess",) if flags else ("preprocess", "calibrate"))
@@ -105,24 +108,35 @@ def _places(plans: Mapping[str, Mapping[str, Any]], output_dir: str) -> list[str
     return problems
 
 
-def _room(plans: Mapping[str, Mapping[str, Any]], output_dir: str, keep_chunks: bool) -> list[str]:
-    """Compare the room on the output's disk with what the run has there at a time, less what is there already."""
-    # Chunks before and after a stage, or chunks and what they are joined into; with keep_chunks all three.
-    factor = 3 if keep_chunks else 2
-    wanted = factor * sum(map(data_bytes, plans.values()))
-    place = Path(output_dir).absolute()
+def _room(plans: Mapping[str, Mapping[str, Any]], output_dir: str, chunks_dir: str, keep_chunks: bool) -> list[str]:
+    """Compare the room on the disks with what the run has there at a time, less what is there already."""
+    data = sum(map(data_bytes, plans.values()))
+    # Chunks of one stage, which those of the next replace one by one, and what they are joined into.
+    wanted = {"scratch_dir": (chunks_dir, data), "output_dir": (output_dir, data)}
+    if _standing(output_dir).stat().st_dev == _standing(chunks_dir).stat().st_dev:
+        wanted = {"output_dir": (output_dir, (3 if keep_chunks else 2) * data)}
+    problems = []
+    for key, (folder, needs) in wanted.items():
+        free = shutil.disk_usage(_standing(folder)).free
+        if free >= needs:
+            continue
+        places = {folder, chunks_dir} if len(wanted) == 1 else {folder}
+        there = sum(_size(Path(place, name)) for place in places for name in plans)
+        if free + there < needs:
+            what = {1: "chunks and products", 2: "chunks" if key == "scratch_dir" else "products"}[len(wanted)]
+            problems.append(
+                f"{key}: {folder} needs about {_readable(needs)} for {what}, and its disk has {_readable(free)} free;"
+                " the disk is full too soon: make room, or choose another folder"
+            )
+    return problems
+
+
+def _standing(folder: str) -> Path:
+    """Return the folder, or the nearest one above it that exists."""
+    place = Path(folder).absolute()
     while not place.exists():
         place = place.parent
-    free = shutil.disk_usage(place).free
-    if free >= wanted:
-        return []
-    there = sum(_size(Path(output_dir, name)) for name in plans)
-    if free + there >= wanted:
-        return []
-    return [
-        f"output_dir: {output_dir} needs about {_readable(wanted)} for chunks and products, and its disk has"
-        f" {_readable(free)} free; the disk is full too soon: make room, or choose another folder"
-    ]
+    return place
 
 
 def data_bytes(plan: Mapping[str, Any]) -> int:
@@ -243,13 +257,17 @@ def report(config: Mapping[str, Any], stream: TextIO) -> bool:
         refuse_output_dir(config["output_dir"])
     except UserError as error:
         problems += error.lines
+    try:
+        refuse_scratch_dir(config["scratch_dir"])
+    except UserError as error:
+        problems += error.lines
     if not problems:
         sections = {key: config[key] for key in (*_SECTIONS, "dp3")}
         try:
             rows = resolve_observations(dict(config))
-            plans = checked_plan(
-                rows, sections, config["output_dir"], config["keep_chunks"], n_slots=_slots(config["cluster"])
-            ).observations
+            places = {"keep_chunks": config["keep_chunks"], "chunks_dir": chunks_dir(config)}
+            n_slots = _slots(config["cluster"])
+            plans = checked_plan(rows, sections, config["output_dir"], n_slots=n_slots, **places).observations
         except UserError as error:
             problems += error.lines
     for name, plan in plans.items():

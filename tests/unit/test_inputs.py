@@ -1,7 +1,14 @@
 import pytest
 
 from chunkcal.errors import UserError
-from chunkcal.inputs import for_observation, observation_name, refuse_output_dir, resolve_observations
+from chunkcal.inputs import (
+    chunks_dir,
+    for_observation,
+    observation_name,
+    refuse_output_dir,
+    refuse_scratch_dir,
+    resolve_observations,
+)
 
 CALIBRATE = {"sky_model": "{ms_dir}/{obs}.skymodel", "solves": []}
 
@@ -140,3 +147,27 @@ def test_folders_that_products_cannot_go_to(tmp_path, monkeypatch):
     monkeypatch.setattr("os.access", lambda path, mode: path != str(tmp_path))
     with pytest.raises(UserError, match=f"output_dir: {tmp_path} cannot be written to"):
         refuse_output_dir(str(tmp_path / "results"))
+
+
+def test_chunks_lie_in_output_dir_unless_there_is_a_scratch_dir(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    given = {"output_dir": "results/", "scratch_dir": None, "keep_chunks": False}
+    assert chunks_dir(given) == "results"
+    given["scratch_dir"] = "/nvme/me"
+    mine = chunks_dir(given)
+    assert mine.startswith("/nvme/me/chunkcal-")
+    assert chunks_dir(given | {"output_dir": str(tmp_path / "results")}) == mine
+    # Another run, here or elsewhere, has another folder.
+    assert chunks_dir(given | {"output_dir": "others"}) != mine
+    monkeypatch.chdir("/")
+    assert chunks_dir(given) != mine
+    assert chunks_dir(given | {"keep_chunks": True}) == "results"
+
+
+def test_a_scratch_dir_must_be_a_folder(tmp_path):
+    refuse_scratch_dir(None)
+    refuse_scratch_dir(str(tmp_path))
+    (tmp_path / "file").touch()
+    for path, reason in ((tmp_path / "file", "is no folder"), (tmp_path / "gone", "does not exist")):
+        with pytest.raises(UserError, match=f"scratch_dir: {path} {reason}"):
+            refuse_scratch_dir(str(path))

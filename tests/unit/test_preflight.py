@@ -95,6 +95,48 @@ def test_room_on_the_disk(data, tmp_path, monkeypatch):
     assert told(config(data, tmp_path))[0]
 
 
+def test_room_on_two_disks(data, tmp_path, monkeypatch):
+    disks = {"results": 1, "scratch": 2}
+    free = {1: 10**9, 2: 10**9}
+
+    class Place:
+        def __init__(self, folder):
+            self.st_dev = next(disks[name] for name in disks if name in str(folder))
+
+        def stat(self):
+            return self
+
+    monkeypatch.setattr(preflight, "_standing", Place)
+    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda place: type("Usage", (), {"free": free[place.st_dev]}))
+    rows = [{"obs": "a", "ms": str(data / "a.ms"), "sky_model": None}]
+    plans = make_plan(rows, {"chunks": {"n_slots": 4}, "preprocess": {"steps": []}}).observations
+    needs = preflight.data_bytes(plans["a"])
+
+    def problems():
+        return preflight._room(plans, str(tmp_path / "results"), str(tmp_path / "scratch/chunkcal-12"), False)
+
+    assert problems() == []
+    free[2] = 1000
+    assert [line.partition(":")[0] for line in problems()] == ["scratch_dir"]
+    free |= {1: needs - 1, 2: needs}
+    assert [line.partition(":")[0] for line in problems()] == ["output_dir"]
+    # On one disk they share the room.
+    free |= {1: 2 * needs - 1}
+    assert problems() == []
+    disks["scratch"] = 1
+    assert [line.partition(":")[0] for line in problems()] == ["output_dir"]
+
+
+def test_a_scratch_dir_that_is_not_there(data, tmp_path):
+    passed, lines = told(config(data, tmp_path, scratch_dir=str(tmp_path / "nvme")))
+    assert not passed
+    assert [line for line in lines if line.startswith("problem: ")] == [
+        f"problem: scratch_dir: {tmp_path / 'nvme'} does not exist; make the folder (is the disk mounted?), or choose"
+        " another one"
+    ]
+    assert not (tmp_path / "nvme").exists()
+
+
 def test_steps_that_dp3_itself_refuses(data, tmp_path):
     passed, lines = told(config(data, tmp_path, [{"PhaseShift": {"phasecenter": "[somewhere, nice]"}}]))
     assert not passed

@@ -12,19 +12,20 @@ CONFIG = {"provenance": {"digest": "metadata"}, "dp3": {"command": "auto"}}
 
 @pytest.fixture
 def run(tmp_path):
-    """A run of three chunks, of which DP3 has failed on one, and its input."""
+    """A run of three chunks, of which DP3 has failed on one, and its input; chunks were in a folder that is gone."""
     raw, out = tmp_path / "raw.ms", tmp_path / "out"
     for folder in (raw, out / "a/a.ms", out / "plan", out / "a/solutions"):
         folder.mkdir(parents=True)
         (folder / "table.dat").write_text("table")
     plan = make_plan(dp3_version="6.6.0")
+    plan["runs"]["preprocess"]["links"] = {"in.ms": str(raw)}
     (out / "plan/observations.json").write_text(json.dumps({"a": plan}))
     (out / "cluster.json").write_text('{"n_slots": 2}')
     with h5py.File(out / "a/solutions/gain.h5", "w") as file:
         file["sol000/phase000/val"] = [1.0]
     for stage in ("preprocess", "calibrate", "apply"):
         (out / "a" / stage).mkdir()
-        source = str(raw) if stage == "preprocess" else str(out / "a/preprocess/t0000.ms")
+        source = str(raw) if stage == "preprocess" else str(tmp_path / "scratch/a/preprocess/t0000.ms")
         for chunk in ("t0000", "t0001", "t0002"):
             record = {"argv": [["DP3"]], "links": {"in.ms": source}, "verified": {"digest": {"DATA": stage + chunk}}}
             if (stage, chunk) == ("calibrate", "t0001"):
@@ -49,7 +50,7 @@ def write(out, output=None):
 def test_everything_is_in_its_place(run):
     raw, out = run
     found = write(out)
-    assert set(found["inputs"]) == {str(raw)}  # what lies in the output folder is no input
+    assert set(found["inputs"]) == {str(raw)}  # a product of the run is no input, wherever it lies
     assert found["products"]["ms"]["path"] == "a/a.ms"
     assert set(found["products"]["solutions"]["gain"]["digest"]) == {"sol000/phase000/val"}
     assert found["config"] == CONFIG | {"cluster": {"n_slots": 2}}

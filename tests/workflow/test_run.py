@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from chunkcal.inputs import chunks_dir
+from chunkcal.lineage.replay import replay
 from chunkcal.simulate import Simulation, simulate
 from pipeline import assert_same_bits, columns, jobs_of, must_run, plain_dp3, snakemake, solutions
 from tiny_ms import DP3, dp3_environment, run_dp3
@@ -173,6 +175,54 @@ def test_intermediates_go_away_and_two_runs_give_the_same_bytes(finished, ms, tm
         assert "Nothing to be done" in must_run(folder, config(ms, cluster={"n_slots": n_slots}))
 
 
+def test_chunks_lie_in_scratch_dir_while_they_are_needed(finished, ms, tmp_path):
+    scratch, run = tmp_path / "scratch", tmp_path / "run"
+    given = config(ms, output_dir=str(run / "results"), scratch_dir=str(scratch))
+    own = Path(chunks_dir(given | {"keep_chunks": False}))
+    killed = own / "obs/preprocess/t0009.ms.tmp-0123456789ab"
+    killed.mkdir(parents=True)
+    (killed / "table.dat").touch()
+
+    # The last stage fails: what it needs has stayed, and is not made again.
+    broken = {"command": dp3_that(tmp_path, 'grep -q "steps=.*apply" "$1" && exit 3')}
+    assert snakemake(run, given | {"dp3": broken}).returncode != 0
+    assert not killed.exists()
+    assert {path.name for path in own.rglob("*.ms")} == {"t0000.ms", "t0001.ms", "t0002.ms"}
+    assert not list((run / "results").rglob("t*.ms"))
+    jobs = jobs_of(must_run(run, given | {"dp3": {"command": dp3_that(tmp_path, "")}}))
+    assert "preprocess_chunk" not in jobs
+    assert jobs["apply_chunk"] == 3
+
+    results = run / "results/obs"
+    record = json.loads((results / "apply/t0001.json").read_text())
+    assert record["links"]["in.ms"] == str(own / "obs/preprocess/t0001.ms")
+    assert list(scratch.iterdir()) == []
+    stages = ("preprocess", "calibrate", "apply", "fit")
+    assert not [path for stage in stages for path in (results / stage).iterdir() if path.suffix != ".json"]
+    assert_same_bits(columns(results / "obs.ms"), columns(finished[0] / "results/obs/obs.ms"))
+    assert (results / "solutions/gain.h5").read_bytes() == (finished[0] / "results/obs/solutions/gain.h5").read_bytes()
+
+
+def test_another_scratch_dir_makes_nothing_out_of_date(ms, tmp_path):
+    places = [{"scratch_dir": str(tmp_path / name)} for name in ("one", "other")]
+    for place in places:
+        Path(place["scratch_dir"]).mkdir()
+    run = tmp_path / "run"
+    must_run(run, config(ms, **places[0]))
+    bits = columns(run / "results/obs/obs.ms")
+    for place in (*places, {}):
+        assert "Nothing to be done" in must_run(run, config(ms, **place))
+    assert list(replay("obs", "t0001", results=run / "results"))[-1].differing == ()
+
+    shutil.rmtree(run / "results/obs/obs.ms")
+    jobs = jobs_of(must_run(run, config(ms, **places[1])))
+    assert "plan_chunks" not in jobs
+    assert jobs["apply_chunk"] == 3
+    assert_same_bits(columns(run / "results/obs/obs.ms"), bits)
+    for place in places:
+        assert list(Path(place["scratch_dir"]).iterdir()) == []
+
+
 def test_pre_processing_alone(ms, tmp_path):
     output = must_run(tmp_path, config(ms, calibrate=None))
     assert not {"calibrate_chunk", "merge_solutions", "apply_chunk", "fit_chunk"} & set(jobs_of(output))
@@ -262,6 +312,7 @@ def test_dp3_that_lies_is_not_believed(ms, tmp_path, damage, words):
     ("changes", "words"),
     [
         ({"chunk": 3}, "chunk: no such key; did you mean chunks?"),
+        ({"scratch_dir": "nowhere"}, "scratch_dir: nowhere does not exist; make the folder"),
         ({"input": "nowhere/*.ms"}, "no MeasurementSet matches 'nowhere/*.ms'"),
         ({"preprocess": {"steps": [{"Averagr": {}}]}}, "did you mean averager?"),
         ({"preprocess": {"steps": [{"ApplyCal": {"parmdb": "no.h5"}}]}}, "no.h5"),

@@ -12,7 +12,7 @@ rule apply_chunk:
         fit_for_use=rules.require_quality.output[0],
         files=step_files("apply"),
     output:
-        product=intermediate(directory(f"{OUT}/{{obs}}/apply/{{chunk}}.ms")),
+        product=intermediate(directory(chunk_product("apply"))),
         record=f"{OUT}/{{obs}}/apply/{{chunk}}.json",
     log:
         "logs/apply_chunk/{obs}.{chunk}.log",

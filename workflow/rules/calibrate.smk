@@ -11,7 +11,7 @@ rule calibrate_chunk:
         sky_model=lambda wildcards: given(OBSERVATIONS[wildcards.obs]["sky_model"]),
         files=step_files("calibrate"),
     output:
-        product=intermediate(directory(f"{OUT}/{{obs}}/calibrate/{{chunk}}")),
+        product=intermediate(directory(chunk_product("calibrate"))),
         record=f"{OUT}/{{obs}}/calibrate/{{chunk}}.json",
     log:
         "logs/calibrate_chunk/{obs}.{chunk}.log",

@@ -11,6 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from snakemake.exceptions import IncompleteCheckpointException
+from snakemake.persistence import PersistenceBase
 
 from chunkcal import wsclean
 from chunkcal.lineage import digest, versions
@@ -21,16 +22,18 @@ from chunkcal.cluster import client, state
 from chunkcal.cluster.state import BATCH_BACKENDS, ClusterError
 from chunkcal.config import load_schema, validate
 from chunkcal.errors import UserError
-from chunkcal.inputs import for_observation, refuse_output_dir, resolve_observations
+from chunkcal.inputs import chunks_dir, for_observation, refuse_output_dir, refuse_scratch_dir, resolve_observations
 
 try:
     config = validate(config, load_schema(workflow.source_path("../schemas/config.schema.yaml")))
     OBSERVATIONS = {row["obs"]: row for row in resolve_observations(config)}
     refuse_output_dir(config["output_dir"])
+    refuse_scratch_dir(config["scratch_dir"])
 except UserError as error:
     sys.exit(f"chunkcal: {error}")
 
 OUT = config["output_dir"].rstrip("/")
+CHUNKS = chunks_dir(config)
 CALIBRATE = config["calibrate"] is not None
 SOLVES = {solve["name"]: solve for solve in config["calibrate"]["solves"]} if CALIBRATE else {}
 BANDS = sorted({row["band_of"] for row in OBSERVATIONS.values()} - {None})
@@ -49,6 +52,30 @@ wildcard_constraints:
     obs=r"[A-Za-z0-9_+][A-Za-z0-9_.+-]*",
     chunk=r"t\d+",
     solve=r"[A-Za-z][A-Za-z0-9_]*",
+
+
+def chunk_product(stage):
+    """Name the products of a stage, which lie elsewhere than their records if there is a `scratch_dir`."""
+    return f"{CHUNKS}/{{obs}}/{stage}/{{chunk}}" + ("" if stage == "calibrate" else ".ms")
+
+
+def input_names(with_places):
+    """Wrap what Snakemake notes, and compares, of the inputs of a job: where chunks lie makes nothing out of date.
+
+    Snakemake 9.27 has no other way to say that another path is the same input.
+    """
+
+    def names(self, job):
+        return sorted(
+            OUT + path.removeprefix(CHUNKS) if path.startswith(f"{CHUNKS}/") else path
+            for path in map(str, with_places(self, job))
+        )
+
+    return names
+
+
+if CHUNKS != OUT:
+    PersistenceBase._input = input_names(PersistenceBase._input)
 
 
 def intermediate(path):
@@ -186,12 +213,12 @@ def kept_chunks(wildcards):
     """List the chunk products that are guaranteed to exist: none, unless the user keeps them."""
     if not config["keep_chunks"]:
         return []
-    stages = {"preprocess": ".ms", "calibrate": "", "apply": ".ms"} if CALIBRATE else {"preprocess": ".ms"}
+    stages = ("preprocess", "calibrate", "apply") if CALIBRATE else ("preprocess",)
     return [
-        f"{OUT}/{obs}/{stage}/{chunk}{suffix}"
+        path
         for obs in OBSERVATIONS
-        for chunk in chunk_names(obs)
-        for stage, suffix in stages.items()
+        for stage in stages
+        for path in expand(chunk_product(stage), obs=obs, chunk=chunk_names(obs))
     ]
 
 
@@ -245,6 +272,7 @@ onstart:
         "cluster": cluster_settings(),
         "dp3": config["dp3"] | {"product_digests": config["provenance"]["product_digests"]},
         "on_bad_chunk": config["calibrate"]["on_bad_chunk"] if CALIBRATE else "stop",
+        "chunks_dir": CHUNKS,
         "previous_lengths": {
             obs: plan["chunk_length"] for obs, plan in (state.read_json(Path(PLAN)) or {}).items()
         },
@@ -266,6 +294,8 @@ onsuccess:
     missing = [path for path in targets if not os.path.exists(path)]
     if missing:
         sys.exit(f"chunkcal: {missing[0]} has not been made yet; run snakemake again")
+    if CHUNKS != OUT:
+        client.leave_scratch(CHUNKS)
 
 
 onerror:

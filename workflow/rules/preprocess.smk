@@ -10,7 +10,7 @@ rule preprocess_chunk:
         ms=lambda wildcards: ancient(OBSERVATIONS[wildcards.obs]["ms"]),
         files=step_files("preprocess"),
     output:
-        product=intermediate(directory(f"{OUT}/{{obs}}/preprocess/{{chunk}}.ms")),
+        product=intermediate(directory(chunk_product("preprocess"))),
         record=f"{OUT}/{{obs}}/preprocess/{{chunk}}.json",
     log:
         "logs/preprocess_chunk/{obs}.{chunk}.log",

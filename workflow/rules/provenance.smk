@@ -22,8 +22,8 @@ rule write_provenance:
     conda:
         "../envs/chunkcal.yaml"
     params:
-        # Without the cluster, which makes no difference to a product.
-        config={key: value for key, value in config.items() if key != "cluster"},
+        # Without what makes no difference to a product.
+        config={key: value for key, value in config.items() if key not in ("cluster", "scratch_dir")},
     script:
         "../scripts/write_provenance.py"
 

@@ -6,8 +6,8 @@ from chunkcal.preflight import checked_plan
 
 with rule_log(snakemake.log[0]):
     params = snakemake.params
-    # Not among the params: another number of slots is no reason to plan anew.
+    # Not among the params: another number of slots, or another place for chunks, is no reason to plan anew.
     run = state.read_json(state.folder_of_this_run() / "run.json")["settings"]
-    slots = {"n_slots": run["cluster"]["n_slots"], "previous_lengths": run["previous_lengths"]}
-    plan = checked_plan(params.observations, params.sections, dp3_version=params.dp3_version, **params.place, **slots)
+    here = {"n_slots": run["cluster"]["n_slots"]} | {key: run[key] for key in ("previous_lengths", "chunks_dir")}
+    plan = checked_plan(params.observations, params.sections, dp3_version=params.dp3_version, **params.place, **here)
     plan.write(table=snakemake.output.table, plan=snakemake.output.plan)

@@ -27,10 +27,11 @@ from chunkcal.logs import last_lines
 # A supervisor that dies under a task is replaced; one task may outlive so many of them.
 MAX_SUPERVISORS_PER_TASK = 3
 STATUS_TIMEOUT_S = 2.0
-
-
 # What stands in the folder of a chunk's h5parms when DP3 has failed on the chunk and calibrate.on_bad_chunk is flag.
 FAILED = "failed.txt"
+# Says in a run's folder in scratch_dir whose it is, and keeps Snakemake 9.27 from removing, at a run's end, the empty
+# folder with all empty ones above it: scratch_dir itself.
+OWNER = "output_dir.txt"
 
 
 class BadChunk(ClusterError):
@@ -46,7 +47,7 @@ def begin_run(settings: dict[str, Any], log: str | Path, output_dir: str, slurm_
     Parameters
     ----------
     settings
-        The sections ``cluster`` and ``dp3``.
+        The sections ``cluster`` and ``dp3``; ``chunks_dir``, the folder of the chunks (`inputs.chunks_dir`).
     log
         Log of the cluster.
     output_dir
@@ -66,6 +67,10 @@ def begin_run(settings: dict[str, Any], log: str | Path, output_dir: str, slurm_
     """
     for depth in ("*", "*/*"):
         remove_attempts(f"{glob.escape(output_dir)}/{depth}")
+    remove_attempts(f"{glob.escape(settings['chunks_dir'])}/*/*/*")
+    if settings["chunks_dir"] != output_dir:
+        os.makedirs(settings["chunks_dir"], exist_ok=True)
+        Path(settings["chunks_dir"], OWNER).write_text(os.path.abspath(output_dir) + "\n")
     folder = state.create(settings, Path(log), Path(output_dir))
     os.environ[RUN_VARIABLE] = str(folder)
     backend = settings["cluster"]["backend"]
@@ -360,6 +365,12 @@ def _commit(result: dict[str, Any], output: str, record: str) -> None:
     run = state.read_json(folder / "run.json")
     if run is None or (folder / "aborted").exists() or not state.owner_is_alive(run["owner"]):
         raise ClusterError("the run has been stopped; its last product was not accepted")
+    if not os.path.lexists(result["product"]):
+        made, here = result["record"].get("host"), socket.gethostname()
+        raise ClusterError(
+            f"{result['product']} was made on {made} and is not there on {here}; output_dir and scratch_dir must be on"
+            " file systems that all hosts share"
+        )
     state.write_json(Path(record), result["record"])
     if os.path.isdir(output) and not os.path.islink(output):
         shutil.rmtree(output)
@@ -373,3 +384,14 @@ def remove_attempts(pattern: str) -> None:
             shutil.rmtree(path, ignore_errors=True)
         else:
             os.unlink(path)
+
+
+def leave_scratch(folder: str) -> None:
+    """Remove the folder of a run in `scratch_dir`, as far as no chunks lie in it."""
+    for place, _, _ in os.walk(folder, topdown=False):
+        if os.listdir(place) == [OWNER]:
+            os.unlink(os.path.join(place, OWNER))
+        try:
+            os.rmdir(place)
+        except OSError:
+            pass  # chunks that a target, or --notemp, asked for

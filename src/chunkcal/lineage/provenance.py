@@ -48,7 +48,7 @@ def write_provenance(
     cluster
         Description of the cluster.
     config
-        The validated configuration, without the cluster.
+        The validated configuration, without the cluster and where chunks lie.
     output
         ``<output_dir>/<obs>/provenance.json``.
     """
@@ -58,7 +58,9 @@ def write_provenance(
     chunks = _chunks(own_plan, map(Path, records))
     depth = config["provenance"]["digest"]
     links = {target for stage in chunks.values() for chunk in stage.values() for target in chunk["links"].values()}
-    inputs = sorted(target for target in links if not Path(target).is_relative_to(folder))
+    # Chunks may have lain in a scratch_dir: what is a product of the run is told by the plan, not by its path.
+    given = {target for run in own_plan["runs"].values() if run for target in run["links"].values()}
+    inputs = sorted(target for target in links & given if not Path(target).is_relative_to(folder))
     head = {
         "format": FORMAT,
         "observation": obs,
