@@ -15,6 +15,8 @@ from chunkcal.errors import UserError, near_miss, refuse_braces
 from chunkcal.planning import parameters, stepschemas
 from chunkcal.planning.steps import parse_steps
 
+# What `cluster: auto` stands for; everything else is found out by default.
+AUTOMATIC_CLUSTER = {"threads_per_slot": "auto", "job": {"n_processes": "auto"}}
 CHUNK_LENGTHS = ("length", "duration_s", "n_slots", "count")
 
 
@@ -35,6 +37,8 @@ def validate(config: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
         Naming the path of every key that is wrong, one problem per line.
     """
     config = deepcopy(config)
+    if config.get("cluster") == "auto":
+        config["cluster"] = deepcopy(AUTOMATIC_CLUSTER)
     for key, spec in schema["properties"].items():
         if isinstance(config.get(key), str) and not _allows_string(spec):
             config[key] = _from_yaml(key, config[key])
@@ -141,8 +145,13 @@ def _check_cluster(cluster: dict[str, Any]) -> list[str]:
         problems.append("cluster: backend existing goes with one of address and scheduler_file, no other backend does")
     if cluster["backend"] == "ssh" and not cluster["ssh"]["hosts"]:
         problems.append("cluster.ssh.hosts: empty, but backend ssh runs DP3 there and nowhere else; name the hosts")
+    if cluster["threads_per_slot"] == "auto" and cluster["backend"] in ("existing", "ssh", "allocation"):
+        problems.append(
+            f"cluster.threads_per_slot: auto needs the cores and the memory of where DP3 runs, which backend"
+            f" {cluster['backend']} does not tell beforehand; give a number"
+        )
     job = cluster["job"]
-    if job["n_cores"] % job["n_processes"]:
+    if job["n_processes"] != "auto" and job["n_cores"] % job["n_processes"]:
         problems.append(
             f"cluster.job: {job['n_cores']} cores do not give {job['n_processes']} processes equally many threads; "
             "n_cores must be a multiple of n_processes"

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from chunkcal import dp3, wsclean
-from chunkcal.cluster import guard
+from chunkcal.cluster import guard, layout
 from chunkcal.cluster.state import BATCH_BACKENDS
 from chunkcal.errors import UserError, counted
 from chunkcal.inputs import chunks_dir, refuse_output_dir, refuse_scratch_dir, resolve_observations
@@ -274,6 +274,9 @@ def report(config: Mapping[str, Any], stream: TextIO) -> bool:
         print(f"{name}: {_describe(plan)}", file=stream)
         for note in plan["notes"]:
             print(f"    note: {note}", file=stream)
+    if plans:
+        _, note = layout.settle(_cluster(config["cluster"]), layout.memory_mb(plans.values()))
+        print(note or f"cluster: {counted(_slots(config['cluster']), 'slot')}", file=stream)
     for problem in problems:
         print(f"problem: {problem}", file=stream)
     if problems:
@@ -286,11 +289,18 @@ def report(config: Mapping[str, Any], stream: TextIO) -> bool:
 
 def _slots(cluster: Mapping[str, Any]) -> int:
     """Count the slots that a run would have, as far as that can be told without Snakemake's own options."""
+    cluster = layout.settle(_cluster(cluster))[0]
     if isinstance(cluster["n_slots"], int):
         return cluster["n_slots"]
     if cluster["backend"] in BATCH_BACKENDS:
         return (cluster["job"]["max_jobs"] or cluster["job"]["n_jobs"]) * cluster["job"]["n_processes"]
     return max(1, (os.cpu_count() or 1) // cluster["threads_per_slot"])
+
+
+def _cluster(cluster: Mapping[str, Any]) -> dict[str, Any]:
+    """Take all cores for given to Snakemake, and this machine for where DP3 runs, unless there is more to go by."""
+    backend = "local" if cluster["backend"] == "auto" else cluster["backend"]
+    return dict(cluster) | {"backend": backend, "machine_cores": os.cpu_count() or 1}
 
 
 def _wsclean_line(settings: Mapping[str, Any]) -> str:

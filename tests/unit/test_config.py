@@ -48,6 +48,16 @@ def test_nested_section_from_the_command_line(nested):
     assert validate({"cluster": nested}, SCHEMA)["cluster"]["n_slots"] == 2
 
 
+def test_a_cluster_that_is_all_automatic():
+    cluster = validate({"cluster": "auto"}, SCHEMA)["cluster"]
+    assert (cluster["backend"], cluster["threads_per_slot"], cluster["job"]["n_processes"]) == ("auto",) * 3
+    assert cluster["start_timeout_s"] == 120
+    with pytest.raises(UserError, match="threads_per_slot: auto needs the cores .* backend ssh does not tell"):
+        validate({"cluster": {"backend": "ssh", "ssh": {"hosts": ["a"]}, "threads_per_slot": "auto"}}, SCHEMA)
+    with pytest.raises(UserError, match="cluster: 'all' is not of type 'object'"):
+        validate({"cluster": "all"}, SCHEMA)
+
+
 def test_keys_of_jobs_from_the_command_line():
     job = {"n_cores": "8", "queue": "long", "account": "null", "walltime_min": "1.5", "prologue": ["module load x"]}
     job = validate({"cluster": {"job": job}}, SCHEMA)["cluster"]["job"]

@@ -237,6 +237,24 @@ def test_threads_of_a_slot_are_those_of_dp3(ms, tmp_path):
     assert "2 slot(s) of 2 thread(s)" in (tmp_path / "logs/cluster.log").read_text()
 
 
+def test_slots_and_threads_from_cores_and_memory(finished, ms, tmp_path):
+    automatic = config(ms, cluster="auto")
+    chosen = "chunkcal: cluster: auto chose 2 slots of 1 thread for 2 cores"
+    dry = snakemake(tmp_path / "dry", automatic, "--dry-run")
+    assert dry.stdout.count(chosen) == 1, dry.stdout[-2000:]
+    output = must_run(tmp_path / "run", automatic)
+    assert output.count(chosen) == 1
+    cluster = json.loads((tmp_path / "run/results/cluster.json").read_text())
+    assert (cluster["n_slots"], cluster["threads_per_slot"]) == (2, 1)
+    assert cluster["layout"] in (tmp_path / "run/results/report.html").read_text()
+    assert_same_bits(columns(tmp_path / "run/results/obs/obs.ms"), columns(finished[0] / "results/obs/obs.ms"))
+    # Where the cluster has been started before, a chunk that finds none starts it.
+    shutil.rmtree(tmp_path / "run/results/obs/obs.ms")
+    output = must_run(tmp_path / "run", config(ms, cluster={"threads_per_slot": "auto", "n_slots": 1}))
+    assert "chunkcal: cluster: auto chose 1 slot of 2 threads for 2 cores" in output
+    assert json.loads((tmp_path / "run/results/obs/apply/t0000.json").read_text())["threads"] == 2
+
+
 def test_paths_with_spaces_quotes_and_other_letters(ms, tmp_path):
     folder = tmp_path / 'a b\'s "c" ünï'
     folder.mkdir()

@@ -18,7 +18,7 @@ from chunkcal.lineage import digest, versions
 from chunkcal.planning import requests
 from chunkcal.planning.dryrun import plans_for_dry_run
 from chunkcal.reporting import progress, terminal
-from chunkcal.cluster import client, state
+from chunkcal.cluster import client, layout, state
 from chunkcal.cluster.state import BATCH_BACKENDS, ClusterError
 from chunkcal.config import load_schema, validate
 from chunkcal.errors import UserError
@@ -125,7 +125,7 @@ def load_plan(path, written_ns):
 def plan_in_memory():
     """Plan for a dry run, which shall show every job although it makes no plan."""
     try:
-        slots_each = -(-cluster_settings()["n_slots"] // max(1, len(OBSERVATIONS)))
+        slots_each = -(-most_slots() // max(1, len(OBSERVATIONS)))
         return plans_for_dry_run(list(OBSERVATIONS.values()), PLAN_SECTIONS, wanted_dp3_version(), DEMO, slots_each)
     except UserError as error:
         sys.exit(f"chunkcal: {error}")
@@ -137,9 +137,12 @@ def plan_of(obs):
         path = checkpoints.plan_chunks.get().output.plan
     except IncompleteCheckpointException:
         if workflow.dryrun:
+            tell_layout(layout.memory_mb(plan_in_memory().values()))
             return plan_in_memory()[obs]
         raise
     plan = load_plan(path, os.stat(path).st_mtime_ns)
+    if workflow.dryrun:
+        tell_layout(layout.memory_mb(plan.values()))
     if obs not in plan:
         # Of a run with other input. Snakemake plans anew when the input is another, but not when there is none.
         sys.exit(
@@ -234,10 +237,15 @@ def executor_is_slurm():
 
 
 def cluster_settings():
-    """Resolve what the cluster section leaves to the machine: the backend, the slots and their threads."""
-    settings = dict(config["cluster"])
+    """Resolve what the cluster section leaves to the machine: the backend, the slots and their threads.
+
+    What goes by the memory of a DP3 stays open until the cluster starts, which is when there is a plan.
+    """
+    settings = dict(config["cluster"]) | {"machine_cores": workflow.cores or 1}
     if settings["backend"] == "auto":
         settings["backend"] = "slurm" if executor_is_slurm() else "local"
+    if layout.is_open(settings):
+        return settings
     if settings["backend"] in BATCH_BACKENDS:
         job = settings["job"]
         settings["threads_per_slot"] = job["n_cores"] // job["n_processes"]
@@ -247,9 +255,22 @@ def cluster_settings():
     return settings
 
 
+def most_slots():
+    """Return the number of slots, where it goes by the memory of a DP3 the largest that it can be."""
+    return layout.settle(cluster_settings())[0]["n_slots"]
+
+
+@lru_cache(maxsize=1)
+def tell_layout(memory_mb):
+    """Say in a dry run what layout the cluster would have, with DP3s that need so much memory, if that is left open."""
+    _, note = layout.settle(cluster_settings(), memory_mb)
+    if note:
+        print(f"chunkcal: {note}", file=sys.stderr)
+
+
 def chunks_in_flight():
     """Return how many chunk jobs may be under way at once: a spare one waits at each slot, which so is never idle."""
-    n_slots = cluster_settings()["n_slots"]
+    n_slots = most_slots()
     return max(2 * n_slots, n_slots + 4)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from chunkcal.cluster import layout
 from chunkcal.cluster.state import SHARED, ClusterError
 from chunkcal.commandline import add_config_arguments, read_config
 from chunkcal.errors import UserError
@@ -31,6 +32,7 @@ def run(options: argparse.Namespace) -> int:
             f"cluster.backend {settings['backend']} submits no jobs; add --profile slurm, or "
             "--config cluster='{backend: slurm}'"
         )
+    settings, _ = layout.settle(settings)
     shared = Path.cwd() / config["output_dir"] / SHARED / "RUN"
     try:
         print(job_script(settings, Place("ccal-RUN", shared, Path.cwd() / "logs/workers")))

@@ -5,14 +5,14 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from chunkcal.cluster import state
+from chunkcal.cluster import layout, state
 from chunkcal.cluster.backends.jobqueue import preflight
 from chunkcal.cluster.state import ClusterError
 
 
 def main(folder: Path) -> int:
     """Print the reason of a refusal, if there is one, as the last line of standard error."""
-    settings = state.read_json(folder / "run.json")["settings"]["cluster"]
+    settings, _ = layout.settle(state.read_json(folder / "run.json")["settings"]["cluster"])
     try:
         preflight(settings, folder)
     except ClusterError as error:

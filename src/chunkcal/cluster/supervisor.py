@@ -24,7 +24,7 @@ from typing import Any
 
 import dask
 
-from chunkcal.cluster import state
+from chunkcal.cluster import layout, state
 from chunkcal.cluster.attempts import Attempts
 from chunkcal.cluster.backends import Cluster, open_cluster
 from chunkcal.cluster.slots import Slots
@@ -46,8 +46,8 @@ class Supervisor:
     """Owns the cluster of one run."""
 
     def __init__(self, folder: Path) -> None:
-        run = state.read_json(folder / "run.json")
         self.folder = folder
+        run = self._settle_layout()
         self.owner: dict[str, Any] = run["owner"]
         self.cluster_settings: dict[str, Any] = run["settings"]["cluster"]
         self.resource: str = self.cluster_settings["resource"]
@@ -65,6 +65,17 @@ class Supervisor:
         self.workers: dict[str, Any] = {}
         self.retired: set[str] = set()
         self.next_notice = 0.0
+
+    def _settle_layout(self) -> dict[str, Any]:
+        """Read what the run wants; choose, and tell, the layout if that has waited for the plan."""
+        run = state.read_json(self.folder / "run.json")
+        plans = state.read_json(Path(run["output_dir"], "plan", "observations.json")) or {}
+        settings = run["settings"]
+        settings["cluster"], note = layout.settle(settings["cluster"], layout.memory_mb(plans.values()))
+        if note:
+            state.write_json(self.folder / "run.json", run)
+            self.notice(note)
+        return run
 
     def live_slots(self) -> dict[str, float]:
         """Find the live workers that own a unit of the resource, and how many seconds each will last."""

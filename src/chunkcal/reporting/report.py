@@ -333,6 +333,7 @@ def _versions(run: Run) -> list[tuple[str, str]]:
         ("chunkcal", chunkcal.__version__),
         ("Python", ".".join(map(str, sys.version_info[:3]))),
         ("threads per DP3 run", ", ".join(map(str, sorted(run.threads))) or "unknown"),
+        *([("layout", run.layout)] if run.layout else []),
         ("hosts", shown or "unknown"),
     ]
 

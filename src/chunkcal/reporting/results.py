@@ -14,6 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from chunkcal.cluster import state
 from chunkcal.errors import UserError
 from chunkcal.flagging.flags import Flags
 from chunkcal.flagging.flagsteps import FlagSteps
@@ -128,6 +129,7 @@ class Run:
     tasks: list[Task] = field(default_factory=list)
     dp3_versions: set[str] = field(default_factory=set)
     threads: set[int] = field(default_factory=set)
+    layout: str | None = None  # why there were so many slots and threads, where that was chosen
 
 
 @dataclass(frozen=True)
@@ -196,6 +198,7 @@ def collect(
         run = Run({name: Result(name, one) for name, one in plans.items()})
     except (OSError, ValueError, AttributeError) as error:
         raise UserError(f"plan {plan} cannot be read ({error}); run snakemake again") from error
+    run.layout = (state.read_json(Path(plan).parent.parent / "cluster.json") or {}).get("layout")
     for path in map(Path, records):
         _add_record(run, path)
     by_obs: dict[str, list[dict[str, Any]]] = {}
