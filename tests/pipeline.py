@@ -45,9 +45,10 @@ def must_run(folder: Path, config: Mapping[str, Any], *arguments: str, cores: in
 
 
 def complaints(output: str) -> list[str]:
-    """List the lines of a run that are chunkcal's own, but for those about its progress."""
-    progress = re.compile(r"chunkcal: (the cluster's dashboard is |watch the run |planning, since |\w+ \d+/\d+)")
-    return [line for line in output.splitlines() if line.startswith("chunkcal: ") and not progress.match(line)]
+    """List the lines of a run that are chunkcal's own, but for those about its progress and what it has chosen."""
+    told = ("the cluster's dashboard is ", "watch the run ", "planning, since ", r"\w+ \d+/\d+", ".*: auto chose ")
+    other = re.compile(f"chunkcal: ({'|'.join(told)})")
+    return [line for line in output.splitlines() if line.startswith("chunkcal: ") and not other.match(line)]
 
 
 def jobs_of(output: str) -> dict[str, int]:

@@ -17,6 +17,12 @@ TAIL_LINES = 12
 TAIL_BYTES = 4000
 
 
+def tell(line: str) -> None:
+    """Say something to the user on the terminal, and in the rule's log if there is one."""
+    for stream in {sys.stderr, sys.__stderr__}:
+        print(f"chunkcal: {line}", file=stream, flush=True)
+
+
 @contextmanager
 def rule_log(path: str) -> Iterator[None]:
     """Send standard output and error to `path`; on failure leave one line on the terminal and exit with 1.

@@ -48,3 +48,9 @@ def test_mistakes_get_one_line(here, capsys, words, complaint):
     assert (status, out) == (1, "")
     assert complaint in err
     assert len(err.splitlines()) == 1
+
+
+def test_processes_that_wait_for_the_plan_are_as_many_as_cores(here, capsys):
+    status, out, _ = ask(capsys, "--config", "cluster={backend: slurm, job: {n_processes: auto, n_cores: 6}}")
+    assert status == 0
+    assert "--nworkers 6" in out

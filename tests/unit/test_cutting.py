@@ -170,8 +170,41 @@ def test_auto_keeps_all_slots_busy_to_the_end(size_mb, n_slots, unit, slots_each
     assert f"for {slots_each} slots of the cluster" in chosen.note
 
 
+@pytest.mark.parametrize(
+    ("slot_s", "slots_each", "length", "why"),
+    [
+        (0.0, 2, 250, "at most 537 MB each"),
+        (0.1, 2, 250, "at most 537 MB each"),
+        (1.0, 2, 60, "at most about 60 s of work each"),
+        (1.0, 50, 40, "at least 3 chunks per slot"),
+        (100.0, 50, 10, "the unit leaves no more"),
+    ],
+)
+def test_auto_goes_by_the_time_of_a_task(slot_s, slots_each, length, why):
+    found = observation(size_bytes=12_000 << 20, n_slots=6000)
+    chosen = choose_length({"length": "auto"}, Unit(n_slots=10), found, slots_each, slot_s=slot_s)
+    assert chosen.n_slots == length
+    assert chosen.note.endswith(f"; {why}")
+
+
+@pytest.mark.parametrize(("slot_s", "n_chunks"), [(0.0, 8), (0.5, 24)])
+def test_a_small_observation_with_much_work_is_worth_all_slots(slot_s, n_chunks):
+    found = observation(size_bytes=20 << 20, n_slots=480)
+    chosen = choose_length({"length": "auto"}, Unit(), found, 8, slot_s=slot_s)
+    assert -(-480 // chosen.n_slots) == n_chunks
+
+
+@pytest.mark.parametrize("n_slots", [240, 1000, 6001])
+@pytest.mark.parametrize("unit", [1, 4, 10])
+@pytest.mark.parametrize("slots_each", [1, 2, 4, 7, 8])
+def test_auto_gives_each_slot_three_chunks(n_slots, unit, slots_each):
+    found = observation(size_bytes=12_000 << 20, n_slots=n_slots)
+    chosen = choose_length({"length": "auto"}, Unit(n_slots=unit), found, slots_each)
+    assert -(-n_slots // chosen.n_slots) >= 3 * slots_each
+
+
 def test_auto_stays_with_what_there_is():
     found = observation(size_bytes=12_000 << 20, n_slots=6000)
     assert choose_length({"length": "auto"}, Unit(n_slots=10), found, 8, previous=500).n_slots == 500
-    assert choose_length({"length": "auto"}, Unit(n_slots=30), found, 8, previous=500).n_slots == 270
+    assert choose_length({"length": "auto"}, Unit(n_slots=30), found, 8, previous=500).n_slots == 210
     assert choose_length({"n_slots": 100}, Unit(n_slots=10), found, 8, previous=500).n_slots == 100

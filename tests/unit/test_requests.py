@@ -211,3 +211,11 @@ def test_history_is_that_of_all_chunks():
     plan["runs"]["apply"] = None
     found = requests.history(plan, "preprocess", "apply")
     assert found == {"runs": {"preprocess": plan["runs"]["preprocess"]["parsets"]}, "dp3_version": "6.6.0"}
+
+
+def test_what_was_chosen_is_told_for_the_first_observations():
+    plans = {f"o{n}": {"notes": ["MsIn: x", f"{requests.AUTO} {n} slots"]} for n in range(7)} | {"p": {"notes": []}}
+    lines = requests.choices(plans)
+    assert lines[0] == "o0: chunks: auto chose 0 slots"
+    assert lines[5:] == ["and 2 more; the report has them all"]
+    assert requests.choices({"p": {"notes": []}}) == []

@@ -238,12 +238,13 @@ def test_threads_of_a_slot_are_those_of_dp3(ms, tmp_path):
 
 
 def test_slots_and_threads_from_cores_and_memory(finished, ms, tmp_path):
-    automatic = config(ms, cluster="auto")
+    automatic = config(ms, cluster="auto", chunks={"length": "auto"})
     chosen = "chunkcal: cluster: auto chose 2 slots of 1 thread for 2 cores"
     dry = snakemake(tmp_path / "dry", automatic, "--dry-run")
-    assert dry.stdout.count(chosen) == 1, dry.stdout[-2000:]
     output = must_run(tmp_path / "run", automatic)
-    assert output.count(chosen) == 1
+    for text in (dry.stdout, output):
+        assert text.count(chosen) == 1, text[-2000:]
+        assert text.count("chunkcal: obs: chunks: auto chose 4 slots") == 1
     cluster = json.loads((tmp_path / "run/results/cluster.json").read_text())
     assert (cluster["n_slots"], cluster["threads_per_slot"]) == (2, 1)
     assert cluster["layout"] in (tmp_path / "run/results/report.html").read_text()

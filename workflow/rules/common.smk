@@ -22,6 +22,7 @@ from chunkcal.cluster import client, layout, state
 from chunkcal.cluster.state import BATCH_BACKENDS, ClusterError
 from chunkcal.config import load_schema, validate
 from chunkcal.errors import UserError
+from chunkcal.logs import tell
 from chunkcal.inputs import chunks_dir, for_observation, refuse_output_dir, refuse_scratch_dir, resolve_observations
 
 try:
@@ -126,9 +127,12 @@ def plan_in_memory():
     """Plan for a dry run, which shall show every job although it makes no plan."""
     try:
         slots_each = -(-most_slots() // max(1, len(OBSERVATIONS)))
-        return plans_for_dry_run(list(OBSERVATIONS.values()), PLAN_SECTIONS, wanted_dp3_version(), DEMO, slots_each)
+        plans = plans_for_dry_run(list(OBSERVATIONS.values()), PLAN_SECTIONS, wanted_dp3_version(), DEMO, slots_each)
     except UserError as error:
         sys.exit(f"chunkcal: {error}")
+    for line in requests.choices(plans):
+        tell(line)
+    return plans
 
 
 def plan_of(obs):
@@ -265,7 +269,7 @@ def tell_layout(memory_mb):
     """Say in a dry run what layout the cluster would have, with DP3s that need so much memory, if that is left open."""
     _, note = layout.settle(cluster_settings(), memory_mb)
     if note:
-        print(f"chunkcal: {note}", file=sys.stderr)
+        tell(note)
 
 
 def chunks_in_flight():

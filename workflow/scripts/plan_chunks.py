@@ -1,7 +1,8 @@
 """Read the observations, cut them into chunks, and see whether that can be carried out here."""
 
 from chunkcal.cluster import layout, state
-from chunkcal.logs import rule_log
+from chunkcal.logs import rule_log, tell
+from chunkcal.planning import requests
 from chunkcal.preflight import checked_plan
 
 with rule_log(snakemake.log[0]):
@@ -11,4 +12,6 @@ with rule_log(snakemake.log[0]):
     here = {key: run[key] for key in ("previous_lengths", "chunks_dir")}
     here["n_slots"] = layout.settle(run["cluster"])[0]["n_slots"]
     plan = checked_plan(params.observations, params.sections, dp3_version=params.dp3_version, **params.place, **here)
+    for line in requests.choices(plan.observations):
+        tell(line)
     plan.write(table=snakemake.output.table, plan=snakemake.output.plan)

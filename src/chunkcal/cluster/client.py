@@ -22,7 +22,7 @@ from typing import Any
 
 from chunkcal.cluster import leftovers, state
 from chunkcal.cluster.state import BATCH_BACKENDS, RUN_VARIABLE, ClusterError
-from chunkcal.logs import last_lines
+from chunkcal.logs import last_lines, tell
 
 # A supervisor that dies under a task is replaced; one task may outlive so many of them.
 MAX_SUPERVISORS_PER_TASK = 3
@@ -258,8 +258,7 @@ def _show_notices(folder: Path, n_shown: int) -> int:
     except OSError:
         return n_shown
     for line in lines[n_shown:]:
-        for stream in {sys.stderr, sys.__stderr__}:  # the first one may be the rule's log
-            print(f"chunkcal: {line}", file=stream, flush=True)
+        tell(line)
     return len(lines)
 
 

@@ -14,16 +14,20 @@ from typing import Any
 from chunkcal.errors import UserError, counted
 from chunkcal.ms import Observation
 from chunkcal.planning.chunkrules import Unit
+from chunkcal.planning.requests import AUTO
 from chunkcal.planning.solves import Solve, SolveInput
 from chunkcal.planning.steps import Pipeline
 
-# Input of a chunk with `length: auto`. A DP3 process costs 0.25 s whatever it does, and a chunk that fails is done
-# again from its start: between these, 0.5 GB is some ten seconds of work.
-AUTO_CHUNK_BYTES = 512 << 20
+# What a chunk with `length: auto` is at most. Each task costs 0.6 s whatever it does (start of DP3, worker, Snakemake),
+# 1 % of a minute; longer ones would only lengthen the wait for the last, and what is done again when one fails.
+AUTO_TASK_S = 60.0
+AUTO_CHUNK_BYTES = 512 << 20  # input, where there is little to do with it: some ten seconds of flagging
 AUTO_MIN_CHUNKS = 8  # so that small observations use several slots, too
 AUTO_MAX_CHUNKS = 2000  # beyond, Snakemake's own work grows faster than anything is gained
 AUTO_CHUNKS_PER_SLOT = 3  # so that slots which end early find something to do
-AUTO_LEAST_BYTES = 32 << 20  # input of a chunk that is worth a slot of its own
+# A chunk that is worth a slot of its own has so much input, or makes so much work.
+AUTO_LEAST_BYTES = 32 << 20
+AUTO_LEAST_TASK_S = 6.0
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,7 @@ def choose_length(
     observation: Observation,
     slots_each: int | None = None,
     previous: int | None = None,
+    slot_s: float = 0.0,
 ) -> Length:
     """Choose the chunk length, a multiple of the unit, at least one.
 
@@ -87,6 +92,9 @@ def choose_length(
     previous
         Length in an earlier plan of the observation. ``auto`` stays with it while it is a legal one: another number of
         slots must not make everything again.
+    slot_s
+        Estimated work of pre-processing and solving for one time slot, CPU s; for ``auto``. (The memory of a DP3 is no
+        matter here: it goes by flagging windows and solution intervals, not by the length of its chunk.)
     """
     total = observation.n_slots
     if setting.get("duration_s") is not None:
@@ -101,7 +109,7 @@ def choose_length(
         slot_bytes = max(1.0, observation.size_bytes / observation.present(0, total))
         target = max(AUTO_CHUNK_BYTES, observation.size_bytes / AUTO_MAX_CHUNKS)
         if slots_each:
-            return _balanced_length(unit, observation, slot_bytes, target, slots_each)
+            return _balanced_length(unit, observation, slot_bytes, target, slots_each, slot_s)
         wanted = min(target / slot_bytes, total / AUTO_MIN_CHUNKS)
         return Length(min(max(1, int(wanted / unit.n_slots)) * unit.n_slots, _whole(total, unit)))
     # A duration that is a whole number of slots but for rounding is that number.
@@ -116,16 +124,31 @@ def choose_length(
     )
 
 
-def _balanced_length(unit: Unit, observation: Observation, slot_bytes: float, target: float, n_slots: int) -> Length:
+def _balanced_length(
+    unit: Unit, observation: Observation, slot_bytes: float, target: float, n_slots: int, slot_s: float
+) -> Length:
     """Choose a length with which `n_slots` slots of the cluster are busy to the end, all of them about as long.
 
-    Enough chunks for the target size and for several rounds of the slots, unless chunks would be tiny; then, of the
-    lengths near that, the one whose rounds take the fewest units.
+    Enough chunks for the target size and task, and for several rounds of the slots, unless chunks would be tiny; then,
+    of the lengths near that, the one whose rounds take the fewest units.
     """
-    total, size = observation.n_slots, slot_bytes * observation.n_slots
+    total = observation.n_slots
+    size, work = slot_bytes * total, slot_s * total
     n_units = -(-total // unit.n_slots)
-    rounds = min(AUTO_CHUNKS_PER_SLOT * n_slots, int(size / AUTO_LEAST_BYTES), AUTO_MAX_CHUNKS)
-    longest = -(-n_units // max(AUTO_MIN_CHUNKS, math.ceil(size / target), rounds))
+    worth = max(int(size / AUTO_LEAST_BYTES), int(work / AUTO_LEAST_TASK_S))
+    wanted = {
+        f"at least {AUTO_MIN_CHUNKS} chunks": AUTO_MIN_CHUNKS,
+        f"at most {target / 1e6:.3g} MB each": math.ceil(size / target),
+        f"at most about {AUTO_TASK_S:g} s of work each": min(math.ceil(work / AUTO_TASK_S), AUTO_MAX_CHUNKS),
+        f"at least {AUTO_CHUNKS_PER_SLOT} chunks per slot": min(AUTO_CHUNKS_PER_SLOT * n_slots, AUTO_MAX_CHUNKS),
+    }
+    if worth < AUTO_CHUNKS_PER_SLOT * n_slots:
+        del wanted[f"at least {AUTO_CHUNKS_PER_SLOT} chunks per slot"]
+        wanted["as many as are worth a slot"] = min(worth, AUTO_MAX_CHUNKS)
+    reason = max(wanted, key=lambda name: wanted[name])
+    longest = n_units // wanted[reason]
+    if not longest:
+        longest, reason = 1, "the unit leaves no more"
 
     def units_in_a_row(length: int) -> int:
         return math.ceil(math.ceil(n_units / length) / n_slots) * length
@@ -133,11 +156,13 @@ def _balanced_length(unit: Unit, observation: Observation, slot_bytes: float, ta
     length = min(range(longest, max(1, longest * 3 // 4) - 1, -1), key=units_in_a_row)
     n_chunks = math.ceil(n_units / length)
     length *= unit.n_slots
+    seconds = f", about {length * slot_s:.2g} s of work" if slot_s else ""
     return Length(
         length,
-        f"chunks: auto chose {counted(length, 'slot')} ({length * observation.interval_s:.6g} s,"
-        f" {length * slot_bytes / 1e6:.3g} MB): {counted(n_chunks, 'chunk')} for {counted(n_slots, 'slot')} of the"
-        f" cluster, multiples of the unit of {counted(unit.n_slots, 'slot')}",
+        f"{AUTO} {counted(length, 'slot')} ({length * observation.interval_s:.6g} s,"
+        f" {length * slot_bytes / 1e6:.3g} MB{seconds}): {counted(n_chunks, 'chunk')} for"
+        f" {counted(n_slots, 'slot')} of the cluster, multiples of the unit of {counted(unit.n_slots, 'slot')};"
+        f" {reason}",
     )
 
 

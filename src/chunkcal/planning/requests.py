@@ -18,6 +18,9 @@ STAGES = ("preprocess", "calibrate", "apply", "fit")
 COUNTING_STEPS = ("preflagger", "uvwflagger", "aoflagger", "madflagger")
 # Model visibilities that the fit of a chunk is measured on; enough for a figure.
 FIT_BYTES = 64 << 20
+# What a plan's note on the length of chunks begins with, where that was chosen.
+AUTO = "chunks: auto chose"
+_MOST_CHOICES = 5
 _BYTES_PER_VISIBILITY = 8
 _MJD_DAY_0 = datetime.date(1858, 11, 17)
 
@@ -31,6 +34,13 @@ def load_plan(path: str | os.PathLike) -> dict[str, dict[str, Any]]:
     """Read the plans of all observations, by name, as `plan.Plan.write` wrote them."""
     with open(path, encoding="utf-8") as stream:
         return json.load(stream)
+
+
+def choices(plans: dict[str, dict[str, Any]]) -> list[str]:
+    """Say, in a line for each of the first observations, what length of chunks ``auto`` has chosen, and why."""
+    lines = [f"{obs}: {note}" for obs, plan in plans.items() for note in plan["notes"] if note.startswith(AUTO)]
+    more = len(lines) - _MOST_CHOICES
+    return lines[:_MOST_CHOICES] + ([f"and {more} more; the report has them all"] if more > 0 else [])
 
 
 def find_chunk(plan: dict[str, Any], name: str) -> dict[str, Any]:
