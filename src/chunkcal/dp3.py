@@ -306,11 +306,12 @@ def strategy_file(telescope: str, command_is_users: bool = False) -> Path | None
     return folder / name
 
 
+_MEMORY_WORDS = ("bad_alloc", "cannot allocate memory", "out of memory", "oom-kill")
 _HINTS = (
     (("bucketcache::",), "the MeasurementSet is damaged or incomplete; copy it again"),
     # The last is casacore's short write of a lock file.
     (("no space left on device", "disk quota exceeded", "error 28", "tracepwrite("), "the disk is full"),
-    (("bad_alloc", "cannot allocate memory", "out of memory", "oom-kill"), "out of memory"),
+    (_MEMORY_WORDS, "out of memory"),
     (("unused parset keywords found",), "a parameter is unknown to DP3, see 'not used' in the log"),
     (("cannot read table of observatories",), "DP3 finds no measures data; set dp3.measures_dir"),
 )
@@ -339,6 +340,11 @@ def describe_failure(returncode: int, log_tail: str) -> str:
         text = f"DP3 ended with exit status {returncode}"
     reason = _last_message(log_tail)
     return text + (f" ({'; '.join(hints)})" if hints else "") + (f": {reason}" if reason else "")
+
+
+def ran_out_of_memory(log_tail: str) -> bool:
+    """Tell whether a DP3 that has failed says that it had too little memory."""
+    return any(word in log_tail.lower() for word in _MEMORY_WORDS)
 
 
 def without_tracebacks(lines: Sequence[str]) -> list[str]:

@@ -6,15 +6,20 @@ fault, is what ``make test`` runs.
 
 import os
 import random
+import subprocess
+import sys
 import time
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
-from background import Run
+from background import Run, wait_until
+from chunkcal.cluster import state
 from pipeline import columns, must_run
 from tiny_ms import make_ms
 
+DASK = str(Path(sys.executable).with_name("dask"))
 FULL = os.environ.get("CHUNKCAL_FAULT_REPEATS") == "full"
 TABLE: dict[str, dict[str, float]] = {}
 
@@ -88,3 +93,34 @@ def make_run(ms, tmp_path):
     yield make
     for run in runs:
         run.close()
+
+
+@pytest.fixture
+def cluster(tmp_path):
+    """Start a scheduler by hand; the result starts workers and has the address."""
+    processes = []
+
+    def start(*words, **environment):
+        log = open(tmp_path / f"dask{len(processes)}.log", "wb")  # noqa: SIM115
+        command = [DASK, *words, "--dashboard-address", "127.0.0.1:0"]
+        processes.append(subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | environment))
+        log.close()
+        return processes[-1]
+
+    file = tmp_path / "scheduler.json"
+    start("scheduler", "--host", "127.0.0.1", "--port", "0", "--scheduler-file", str(file))
+    found = wait_until(lambda: file.exists() and state.read_json(file), 30, "no scheduler")
+
+    class Cluster:
+        address = found["address"]
+        scheduler_file = str(file)
+
+        @staticmethod
+        def start_worker(*words, **environment):
+            words = ("worker", found["address"], "--nworkers", "1", "--nthreads", "1", "--no-nanny", *words)
+            return start(*words, **environment)
+
+    yield Cluster
+    for process in processes:
+        process.kill()
+        process.wait()

@@ -1,46 +1,11 @@
 """Clusters that cannot serve: refused with the line that puts it right, within ten seconds."""
 
 import json
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 
 from background import wait_until
-from chunkcal.cluster import state
-
-DASK = str(Path(sys.executable).with_name("dask"))
-
-
-@pytest.fixture
-def cluster(tmp_path):
-    """Start a scheduler by hand; the result starts workers and has the address."""
-    processes = []
-
-    def start(*words):
-        log = open(tmp_path / f"dask{len(processes)}.log", "wb")  # noqa: SIM115
-        processes.append(subprocess.Popen([DASK, *words, "--dashboard-address", "127.0.0.1:0"], stdout=log, stderr=log))
-        log.close()
-        return processes[-1]
-
-    file = tmp_path / "scheduler.json"
-    start("scheduler", "--host", "127.0.0.1", "--port", "0", "--scheduler-file", str(file))
-    found = wait_until(lambda: file.exists() and state.read_json(file), 30, "no scheduler")
-
-    class Cluster:
-        address = found["address"]
-        scheduler_file = str(file)
-
-        @staticmethod
-        def start_worker(*words):
-            return start("worker", found["address"], "--nworkers", "1", "--nthreads", "1", "--no-nanny", *words)
-
-    yield Cluster
-    for process in processes:
-        process.kill()
-        process.wait()
 
 
 def section(cluster, **changes):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Set
 from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Any
 
@@ -15,12 +16,16 @@ from chunkcal.cluster.backends import Cluster
 from chunkcal.cluster.durations import Durations
 from chunkcal.cluster.slots import Slots
 from chunkcal.cluster.state import ClusterError
-from chunkcal.cluster.task import Cancelled, run_dp3
+from chunkcal.cluster.task import Cancelled, memory_limit, run_dp3
 
 log = logging.getLogger("chunkcal.attempts")
 
 # A batch system that ends an allocation may kill DP3 before its worker: for so long nothing new goes to that worker.
 KILL_SETTLES_S = 3.0
+# How long all workers together may take to tell how much memory they have; one that is dying may never answer.
+MEMORY_ANSWERS_S = 10.0
+# Machines of one kind differ by a few MB: another attempt is worth it on a worker with so many times the memory.
+LARGER = 1.2
 # A chunk is never said to need more of a new worker's life than this.
 LIFETIME_SHARE = 0.9
 
@@ -70,6 +75,8 @@ class Attempts:
     async def run(self, request: dict[str, Any], number: int, cluster: Cluster) -> dict[str, Any]:
         """Run one task; again, a limited number of times, if its worker has died or somebody has killed its DP3.
 
+        If DP3 had too little memory, again on a worker with more, if there is one.
+
         Parameters
         ----------
         request
@@ -82,15 +89,29 @@ class Attempts:
         Returns
         -------
         dict
-            ``result`` (what `run_dp3` returned), or ``error`` (text for the user) and ``bad_chunk`` if it told.
+            ``result`` (what `run_dp3` returned), or ``error`` (text for the user), with ``bad_chunk`` or
+            ``out_of_memory`` if it told. The attempts that had too little memory are ``attempts`` of the reply, or of
+            the result's record.
         """
-        limit = self.limit
+        limit, deaths = self.limit, 0
+        starved: list[dict[str, Any]] = []
+        larger: set[str] = set()
         try:
-            for attempt in range(limit + 1):
-                result = await self._run_once(request, f"{number}-{attempt}", attempt > 0, cluster)
+            for attempt in itertools.count():
+                result = await self._run_once(request, f"{number}-{attempt}", attempt > 0, cluster, larger)
+                if result.get("out_of_memory"):
+                    starved.append(result["attempt"])
+                    larger = await self._larger(result["on"], cluster)
+                    what = "it runs again on a worker with more" if larger else "no other worker has more"
+                    log.warning("%s: out of memory on worker %s; %s", request["name"], result["on"], what)
+                    if larger:
+                        continue
                 if not result.get("killed"):
                     break
-                log.warning("%s: %s, attempt %d of %d", request["name"], result["why"], attempt + 1, limit + 1)
+                deaths += 1
+                log.warning("%s: %s, attempt %d of %d", request["name"], result["why"], deaths, limit + 1)
+                if deaths > limit:
+                    break
         except ClusterError as error:
             return {"error": f"{request['name']}: {error}"}
         except Exception as error:  # a fault of ours: say it, with the traceback in the log, and go on
@@ -99,16 +120,31 @@ class Attempts:
         if result.get("lost"):
             return {"error": f"{request['name']}: its worker died {limit + 1} times; log: {request['log']}"}
         if "error" in result:
-            return {key: result[key] for key in ("error", "bad_chunk") if key in result}
+            told = {key: result[key] for key in ("error", "bad_chunk", "out_of_memory") if key in result}
+            return told | ({"attempts": starved} if starved else {})
+        if starved:
+            result["record"]["attempts"] = starved
         return {"result": result}
 
-    async def _run_once(self, request: dict[str, Any], suffix: str, again: bool, cluster: Cluster) -> dict[str, Any]:
-        """Run one task on a worker of its own.
+    async def _larger(self, worker: str, cluster: Cluster) -> set[str]:
+        """Find the live workers that may use clearly more memory than `worker`: none if that cannot be told."""
+        try:
+            limits = await asyncio.wait_for(cluster.client.run(memory_limit, on_error="ignore"), MEMORY_ANSWERS_S)
+        except (OSError, TimeoutError):
+            return set()
+        own = limits.get(worker)
+        return {one for one in self.slots.live if own and limits.get(one, 0) >= LARGER * own}
+
+    async def _run_once(
+        self, request: dict[str, Any], suffix: str, again: bool, cluster: Cluster, workers: Set[str]
+    ) -> dict[str, Any]:
+        """Run one task on a worker of its own; on one of `workers` as long as any of them lives.
 
         Returns
         -------
         dict
-            What `run_dp3` returned; with ``killed``, and ``why`` for the log, if it is worth another attempt.
+            What `run_dp3` returned, and ``on``, the worker; with ``killed``, and ``why`` for the log, if it is worth
+            another attempt.
         """
         key = f"{request['name'].replace(' ', '/')}-{suffix}"
         stage = request["name"].split()[0]
@@ -117,9 +153,12 @@ class Attempts:
             # Never more than a new worker can give, or the chunk would wait for ever.
             return min(self.durations.expected_s(stage), LIFETIME_SHARE * cluster.lifetime_s)
 
-        async with self.slots.take(needs_s, first=again) as worker, self.noted(request["name"]):
+        def suits(worker: str) -> bool:
+            return not workers or worker in workers or workers.isdisjoint(self.slots.live)
+
+        async with self.slots.take(needs_s, again, suits) as worker, self.noted(request["name"]):
             began = time.monotonic()
-            result = await self._run_on(worker, request, key, cluster.client)
+            result = await self._run_on(worker, request, key, cluster.client) | {"on": worker}
             if result.get("killed") and worker in cluster.ends():
                 await asyncio.sleep(KILL_SETTLES_S)
             elif "error" not in result:

@@ -38,6 +38,14 @@ class BadChunk(ClusterError):
     """DP3 has failed on the data of a chunk; on any other machine it would, too."""
 
 
+class OutOfMemory(ClusterError):
+    """DP3 had too little memory on every slot that it was worth trying; `attempts` says where."""
+
+    def __init__(self, message: str, attempts: list[dict[str, Any]]) -> None:
+        super().__init__(message)
+        self.attempts = attempts
+
+
 def begin_run(settings: dict[str, Any], log: str | Path, output_dir: str, slurm_job_name: str | None = None) -> Path:
     """Make the calling process (Snakemake's own) the owner of a new run, and remove what killed runs have left.
 
@@ -275,7 +283,7 @@ def submit(request: dict[str, Any]) -> dict[str, Any]:
     Raises
     ------
     ClusterError
-        The task failed, the run was stopped, or supervisors keep dying.
+        The task failed, the run was stopped, or supervisors keep dying; `BadChunk` or `OutOfMemory` if that is why.
     """
     line = json.dumps({"do": "run", "request": request}).encode() + b"\n"
     for _ in range(MAX_SUPERVISORS_PER_TASK):
@@ -287,6 +295,8 @@ def submit(request: dict[str, Any]) -> dict[str, Any]:
                 answer = b""
         if answer.endswith(b"\n"):
             reply = json.loads(answer)
+            if reply.get("out_of_memory"):
+                raise OutOfMemory(reply["error"], reply["attempts"])
             if reply.get("bad_chunk"):
                 raise BadChunk(reply["error"])
             if "error" in reply:
@@ -346,7 +356,7 @@ def run_chunk(
 def _submit(task: dict[str, Any]) -> dict[str, Any]:
     """Submit a task; solutions of a chunk that DP3 fails on become a product that says so, if that is wanted."""
     try:
-        return submit(task)
+        return _submit_in_pieces(task)
     except BadChunk as error:
         # Not a parameter of the rule: a user who changes it must not lose the chunks that were solved.
         wanted = state.read_json(state.folder_of_this_run() / "run.json")["settings"]["on_bad_chunk"]
@@ -357,6 +367,39 @@ def _submit(task: dict[str, Any]) -> dict[str, Any]:
         product.mkdir(parents=True, exist_ok=True)
         (product / FAILED).write_text(f"{error}\n")
         return {"product": str(product), "record": {"name": task["name"], "failed": str(error).partition("\n")[0]}}
+
+
+def _submit_in_pieces(task: dict[str, Any]) -> dict[str, Any]:
+    """Submit a task; while there is too little memory for it, again in pieces half as long."""
+    attempts: list[dict[str, Any]] = []
+    while True:
+        try:
+            result = submit(task)
+        except OutOfMemory as error:
+            attempts += error.attempts
+            task = task | {"pieces": _halved(task, error)}
+            n = len(task["pieces"]["runs"])
+            print(f"chunkcal: {task['name']}: out of memory; DP3 runs again on {n} pieces of it", file=sys.stderr)
+            continue
+        if attempts:
+            result["record"]["attempts"] = attempts + result["record"].get("attempts", [])
+        return result
+
+
+def _halved(task: dict[str, Any], error: OutOfMemory) -> dict[str, Any]:
+    """Cut a task into pieces half as long as before; where they would not give the same bits, say what helps."""
+    from chunkcal.planning import pieces, requests  # as slow to import as all the rest, and rarely needed
+
+    output_dir = state.read_json(state.folder_of_this_run() / "run.json")["output_dir"]
+    obs, stage, name = task["output"].split("/")[-3:]
+    plan = requests.load_plan(f"{output_dir}/plan/observations.json")[obs]
+    try:
+        return pieces.halved(plan, stage, name.partition(".")[0], task.get("pieces"))
+    except pieces.Uncuttable as reason:
+        first, newline, lines = str(error).partition("\n")
+        what, _, log = first.rpartition("; log: ")
+        why = f"it cannot be cut into smaller pieces, because {reason}; {pieces.remedy(plan, stage)}"
+        raise ClusterError(f"{what}; {why}; log: {log}{newline}{lines}") from None
 
 
 def _commit(result: dict[str, Any], output: str, record: str) -> None:

@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 
 @dataclass(eq=False)
 class _Turn:
-    """One who waits for a slot, and how long the slot must last at least."""
+    """One who waits for a slot, how long the slot must last at least, and which slots will do."""
 
     needs_s: Callable[[], float]
+    suits: Callable[[str], bool]
     given: asyncio.Future[str] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
 
@@ -36,6 +37,11 @@ class Slots:
         self._waiting: deque[_Turn] = deque()
 
     @property
+    def live(self) -> list[str]:
+        """The live slots, free or not."""
+        return list(self._live())
+
+    @property
     def n_waiting(self) -> int:
         """Number of tasks that wait for a slot."""
         return len(self._waiting)
@@ -52,7 +58,7 @@ class Slots:
             if turn.given.done():
                 self._waiting.remove(turn)
                 continue
-            lasting = [slot for slot, lasts in free.items() if lasts >= turn.needs_s()]
+            lasting = [slot for slot, lasts in free.items() if lasts >= turn.needs_s() and turn.suits(slot)]
             if not lasting:
                 continue
             slot = min(lasting, key=free.__getitem__)  # the long-lived ones are kept for the long tasks
@@ -76,15 +82,20 @@ class Slots:
                 turn.given.set_exception(error)
 
     @asynccontextmanager
-    async def take(self, needs_s: Callable[[], float] = lambda: 0.0, first: bool = False) -> AsyncIterator[str]:
-        """Wait for a slot that lasts `needs_s` seconds and hold it; ahead of all others if `first`.
+    async def take(
+        self,
+        needs_s: Callable[[], float] = lambda: 0.0,
+        first: bool = False,
+        suits: Callable[[str], bool] = lambda slot: True,
+    ) -> AsyncIterator[str]:
+        """Wait for a slot that `suits` and lasts `needs_s` seconds, and hold it; ahead of all others if `first`.
 
         Yields
         ------
         str
             Address of the slot's worker.
         """
-        turn = _Turn(needs_s)
+        turn = _Turn(needs_s, suits)
         (self._waiting.appendleft if first else self._waiting.append)(turn)
         self.wake()
         try:

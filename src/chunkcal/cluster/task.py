@@ -16,11 +16,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from distributed import get_worker
+from distributed import get_worker, system
 from distributed.core import Status
 
 from chunkcal import dp3, verify
-from chunkcal.cluster import guard
+from chunkcal.cluster import guard, pieces
 from chunkcal.cluster.state import THREADS_RESOURCE, read_json
 from chunkcal.dp3log import convergence
 from chunkcal.errors import UserError
@@ -40,6 +40,10 @@ class TaskError(Exception):
 
 class DP3Error(TaskError):
     """DP3 itself has failed on this chunk."""
+
+
+class OutOfMemory(TaskError):
+    """DP3 had too little memory: nothing is wrong with the chunk, but the same attempt would end the same way."""
 
 
 class Killed(TaskError):
@@ -65,8 +69,8 @@ def run_dp3(request: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]
     dict
         ``product`` (path below the work folder, to be renamed by the client) and ``record``; or, when the run failed,
         ``error``, with ``killed`` if it is worth another attempt and ``bad_chunk`` if the data are to blame: DP3 has
-        failed, or made what it should not. Errors are values here because a raised exception would travel through dask
-        with a traceback.
+        failed, or made what it should not; ``out_of_memory`` if neither is, with ``attempt`` for the record. Errors are
+        values here because a raised exception would travel through dask with a traceback.
     """
     worker = get_worker()
     key = worker.get_current_task()
@@ -88,7 +92,12 @@ def run_dp3(request: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]
         shutil.rmtree(work, ignore_errors=True)
         text = f"{request['name']}: {error}; log: {request['log']}" + _tail(request["log"])
         bad_chunk = isinstance(error, (DP3Error, verify.ProductError))
-        return {"error": text, "killed": isinstance(error, Killed), "bad_chunk": bad_chunk}
+        reply = {"error": text, "killed": isinstance(error, Killed), "bad_chunk": bad_chunk}
+        if isinstance(error, OutOfMemory):
+            n_pieces = len(request["pieces"]["runs"]) if request.get("pieces") else 1
+            attempt = {"worker": str(worker.name), "host": socket.gethostname(), "n_pieces": n_pieces}
+            reply |= {"out_of_memory": True, "attempt": attempt | {"end": time.time(), "error": str(error)}}
+        return reply
     except BaseException:
         shutil.rmtree(work, ignore_errors=True)
         raise
@@ -131,10 +140,7 @@ def run_in(
     """
     run, log_path = request["run"], request["log"]
     threads = run.get("threads", threads)
-    for name, target in run["links"].items():
-        (work / name).symlink_to(target)
-    if request["expect"]["kind"] == "h5parms":
-        (work / run["product"]).mkdir()
+    runs = pieces.runs(work, request)
     command = dp3.find_command(settings["command"])
     environment = os.environ | dp3.environment(threads, not dp3.is_wheel(command), settings["measures_dir"])
     record: dict[str, Any] = {
@@ -149,28 +155,33 @@ def run_in(
         "cpu_s": 0.0,
         "max_rss_kb": 0,
     }
+    printed: dict[Path, str] = {}
     with open(log_path, "ab") as log:
-        begin = log.tell()
         log.write(f"# {request['name']} on worker {worker}\n".encode())
         log.writelines(f"{name} -> {target}\n".encode() for name, target in run["links"].items())
-        for number, keys in enumerate(run["parsets"], start=1):
+        for folder, number, keys in runs:
             parset = f"parset{number}"
-            (work / parset).write_text(dp3.parset_text(keys))
+            (folder / parset).write_text(dp3.parset_text(keys))
             argv = dp3.argv(command, parset, threads)
-            log.write(f"# {argv}\n{dp3.parset_text(keys)}\n".encode())
+            where = "" if folder == work else f" in {folder.name}"
+            log.write(f"# {argv}{where}\n{dp3.parset_text(keys)}\n".encode())
             log.flush()
-            _run_one(argv, work, environment, log, wanted, settings["task_timeout_s"], log_path)
-            usage = read_json(work / "usage.json") or {}
+            begin = log.tell()
+            _run_one(argv, folder, environment, log, wanted, settings["task_timeout_s"], log_path)
+            printed[folder] = printed.get(folder, "") + _printed(log_path, begin)
+            usage = read_json(folder / "usage.json") or {}
             record["argv"].append(argv)
             record["cpu_s"] += usage.get("cpu_s", 0.0)
             record["max_rss_kb"] = max(record["max_rss_kb"], usage.get("max_rss_kb", 0))
+    if request.get("pieces"):
+        pieces.put_together(work, request, list(printed))
+        record["pieces"] = pieces.described(request)
     verified = verify.verify_product(work, run, request["expect"], settings.get("product_digests", True))
-    printed = _printed(log_path, begin)
-    converged = convergence(printed)
+    converged = pieces.add_up(map(convergence, printed.values()))
     for name, found in verified.get("solves", {}).items():
         found["convergence"] = converged.get(step_name(name))
     record |= {"end": time.time(), "dp3_version": _version(tuple(command)), "verified": verified}
-    record["flag_steps"] = flagsteps.read_steps(printed, work)
+    record["flag_steps"] = [step for item in printed.items() for step in flagsteps.read_steps(*reversed(item))]
     record["casacore"] = versions.casacore_of_wheel() if dp3.is_wheel(command) else None
     record["measures"] = versions.measures(environment, settings["measures_dir"])
     return {"product": str(work / run["product"]), "record": record}
@@ -186,18 +197,18 @@ def _run_one(
     log_path: str,
 ) -> None:
     """Run one DP3; raise with the reason if it fails."""
-    memory_kills = _memory_kills()
+    memory_kills, begin = _memory_kills(), log.tell()
     status = _run_guarded(argv, work, environment, log, wanted, timeout_s)
     if not status:
         return
-    out_of_memory = _memory_kills() > memory_kills
-    if out_of_memory:
-        log.write(b"oom-kill: the kernel ran out of memory while this DP3 was running\n")
-        log.flush()
     # Below 0 the guard itself was killed, and DP3 with it.
     by_somebody = status < 0 or status - 128 in (signal.SIGKILL, signal.SIGTERM)
-    kind = Killed if by_somebody and not out_of_memory else DP3Error
-    raise kind(dp3.describe_failure(status, _tail(log_path)))
+    if by_somebody and _memory_kills() > memory_kills:
+        log.write(b"oom-kill: the kernel ran out of memory while this DP3 was running\n")
+        log.flush()
+    tail = _tail(log_path, begin)
+    kind = OutOfMemory if dp3.ran_out_of_memory(tail) else Killed if by_somebody else DP3Error
+    raise kind(dp3.describe_failure(status, tail))
 
 
 def _run_guarded(
@@ -243,6 +254,12 @@ def _version(command: tuple[str, ...]) -> str:
     return dp3.version(list(command))
 
 
+def memory_limit(dask_worker: Any) -> int:
+    """Return how much memory (bytes) a worker may use at most: its own limit, its cgroup's, or that of its machine."""
+    own = getattr(dask_worker.memory_manager, "memory_limit", None)  # None or 0 where there is none
+    return min(limit for limit in (own, system.memory_limit()) if limit)
+
+
 def _printed(log: str, start: int) -> str:
     """Return what was added to a log after its first `start` bytes."""
     with open(log, "rb") as stream:
@@ -250,6 +267,6 @@ def _printed(log: str, start: int) -> str:
         return stream.read().decode(errors="replace")
 
 
-def _tail(log: str) -> str:
-    """Return the last lines of DP3's log, indented, or nothing."""
-    return last_lines(log, keep=dp3.without_tracebacks)
+def _tail(log: str, start: int = 0) -> str:
+    """Return the last lines of DP3's log behind its first `start` bytes, indented, or nothing."""
+    return last_lines(log, start, dp3.without_tracebacks)

@@ -137,7 +137,11 @@ class FlagSteps:
     frequencies_hz: dict[str, tuple[float, float]] = field(default_factory=dict)
 
     def add(self, steps: Iterable[Mapping[str, Any]], start: float, end: float) -> None:
-        """Add what `read_steps` found in one chunk, from start to end (MJD s); chunks weigh by their visibilities."""
+        """Add what `read_steps` found in one chunk, from start to end (MJD s); chunks weigh by their visibilities.
+
+        A step may be there several times, if the chunk was made in pieces.
+        """
+        counts: dict[str, list[int]] = {}
         for one in steps:
             step, n_total = one["step"], one["n_total"]
             known = self.totals.setdefault(step, [0, 0])
@@ -153,9 +157,13 @@ class FlagSteps:
                 pair = lengths.setdefault(int(edge), [0.0, 0.0])
                 pair[0] += percents / 100 * n_total
                 pair[1] += n_baselines * n_total
-            self.times.setdefault(step, []).append((start, end, one["n_flagged"], n_total))
+            count = counts.setdefault(step, [0, 0])
+            count[0] += one["n_flagged"]
+            count[1] += n_total
             if one.get("frequencies_hz"):
                 self.frequencies_hz[step] = tuple(one["frequencies_hz"])
+        for step, (n_flagged, n_total) in counts.items():
+            self.times.setdefault(step, []).append((start, end, n_flagged, n_total))
 
     def as_flags(self, step: str) -> Flags | None:
         """Give what a step flagged in the form of counts, for pictures; None if DP3 has saved too little of it."""

@@ -191,6 +191,7 @@ def _make(folder: Path, name: str, entry: Mapping[str, Any], settings: Mapping[s
         "name": name,
         "run": {key: entry[key] for key in ("parsets", "links", "product")},
         "expect": entry["expect"],
+        "pieces": entry.get("pieces"),
         "log": str(folder.with_suffix(".log")),
     }
     settings = {**settings, "task_timeout_s": None, "product_digests": _algorithm(entry["digest"] or {})}
