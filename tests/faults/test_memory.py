@@ -5,13 +5,15 @@ import sys
 
 import pytest
 
+from chunkcal import dp3
 from chunkcal.cli import main
 from pipeline import assert_same_bits, columns, complaints, must_run, snakemake, solutions
 from tiny_ms import DP3, dp3_environment, make_ms, write_sky_model
 
 UNIT = 4  # slots, set by the flagger's window and by the longer solution interval
+STRATEGY = str(dp3.strategy_file("LOFAR"))
 CONFIG = {
-    "preprocess": {"steps": [{"AOFlagger": {"timewindow": UNIT}}, {"Averager": {"timestep": 2}}]},
+    "preprocess": {"steps": [{"AOFlagger": {"timewindow": UNIT, "strategy": STRATEGY}}, {"Averager": {"timestep": 2}}]},
     "calibrate": {
         "sky_model": "{ms_dir}/{obs}.skymodel",
         "solves": [
@@ -44,12 +46,12 @@ def write_dp3(folder, starves):
     ``$n`` is the number of slots that DP3 is to read, 999 if it is all there are. What it prints is what the real one
     (6.6) prints below ``ulimit -v``. Tried by planning, and for the fit, it always has enough.
     """
-    script, dp3 = folder / "DP3", f"{sys.executable} {DP3}"
+    script, real = folder / "DP3", f"{sys.executable} {DP3}"
     script.write_text(
-        f'#!/bin/sh\nexport AIPSPATH={dp3_environment()["AIPSPATH"]}\n[ "$1" != -v ] || exec {dp3} -v\n'
-        f'case "$PWD" in */chunkcal-check-*) exec {dp3} "$@";; esac\n[ ! -e corrected.ms ] || exec {dp3} "$@"\n'
+        f'#!/bin/sh\nexport AIPSPATH={dp3_environment()["AIPSPATH"]}\n[ "$1" != -v ] || exec {real} -v\n'
+        f'case "$PWD" in */chunkcal-check-*) exec {real} "$@";; esac\n[ ! -e corrected.ms ] || exec {real} "$@"\n'
         f'n=$(sed -n "s/^msin.ntimes=//p" "$1"); n=${{n:-999}}\n'
-        f'if {starves}; then echo "MemoryError: std::bad_alloc"; exit 1; fi\nexec {dp3} "$@"\n'
+        f'if {starves}; then echo "MemoryError: std::bad_alloc"; exit 1; fi\nexec {real} "$@"\n'
     )
     script.chmod(0o755)
     return {"command": str(script)}
@@ -111,7 +113,7 @@ def test_chunk_of_one_unit_fails_with_the_remedy(data, tmp_path, count, stage):
         lines = [line for line in complaints(done.stdout) if f"{stage} a t0001: " in line]
         assert len(lines) == 1
         assert "(out of memory): MemoryError: std::bad_alloc; it cannot be cut into smaller pieces, because" in lines[0]
-        assert f"it may only be cut every {UNIT} slots; give each slot more memory" in lines[0]
+        assert f"the shortest chunk of this plan has {UNIT} slots; give each slot more memory" in lines[0]
         way = {"preprocess": "timewindow of AOFlagger", "calibrate": "solint_s"}[stage]
         assert f"fewer threads or a shorter {way}; log: " in lines[0]
         results = tmp_path / "run/results"

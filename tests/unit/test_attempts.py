@@ -28,9 +28,11 @@ class Fake:
     def __init__(self, *workers, limit=1):
         self.live = dict.fromkeys(workers, math.inf)
         self.ending = {}
+        self.memory = {}
         self.tasks = []
         self.cancelled = []
-        self.cluster = SimpleNamespace(client=self, ends=lambda: self.ending, lifetime_s=math.inf)
+        client = SimpleNamespace(submit=self.submit, cancel=self.cancel, run=self.run_on_all)
+        self.cluster = SimpleNamespace(client=client, ends=lambda: self.ending, lifetime_s=math.inf)
         self.slots = Slots(lambda: self.live)
         self.attempts = Attempts(self.slots, {"worker_failures": limit, "resource": "slot"}, {})
 
@@ -42,6 +44,11 @@ class Fake:
 
     async def cancel(self, futures, force):
         self.cancelled += futures
+
+    def run_on_all(self, *_, on_error):
+        future = asyncio.get_running_loop().create_future()
+        future.set_result(self.memory)
+        return future
 
     def run(self):
         return asyncio.ensure_future(self.attempts.run(REQUEST, 7, self.cluster))
@@ -135,5 +142,68 @@ def test_finished_chunks_say_how_long_a_worker_must_last():
         fake.slots.wake()
         (await fake.task(0))[2].set_result({"product": "p"})
         await reply
+
+    asyncio.run(main())
+
+
+def starved(n):
+    return {"error": "no memory", "killed": False, "out_of_memory": True, "attempt": {"number": n}}
+
+
+def test_chunk_without_memory_waits_for_a_worker_with_more():
+    async def main():
+        fake = Fake("small")
+        fake.memory = {"small": 1e9, "same": 1.1e9, "large": 2e9}
+        fake.live |= {"large": math.inf}
+        other = asyncio.ensure_future(fake.attempts.run(REQUEST | {"name": "preprocess b t0000"}, 8, fake.cluster))
+        assert (await fake.task(0))[0] == "small"
+        reply = fake.run()
+        assert (await fake.task(1))[0] == "large"
+        fake.live |= {"same": math.inf}
+        fake.slots.wake()
+        fake.tasks[0][2].set_result(starved(1))
+        with pytest.raises(IndexError):  # both the same and its own are free
+            await fake.task(2)
+        fake.tasks[1][2].set_result({"product": "p", "record": {}})
+        worker, _, given = await fake.task(2)
+        assert worker == "large"
+        given.set_result({"product": "p", "record": {}})
+        assert (await other)["result"]["record"] == {"attempts": [{"number": 1}]}
+        assert (await reply)["result"]["record"] == {}
+
+    asyncio.run(main())
+
+
+def test_chunk_without_memory_runs_anywhere_when_the_worker_with_more_is_gone():
+    async def main():
+        fake = Fake("large", "small")
+        fake.memory = {"small": 1e9, "large": 2e9}
+        first, reply = fake.run(), fake.run()
+        assert [(await fake.task(n))[0] for n in range(2)] == ["large", "small"]
+        fake.tasks[1][2].set_result(starved(1))
+        with pytest.raises(IndexError):
+            await fake.task(2)
+        first.cancel()
+        del fake.live["large"]
+        fake.memory = {"small": 1e9}
+        fake.slots.wake()
+        worker, _, given = await fake.task(2)
+        assert worker == "small"
+        given.set_result(starved(2))
+        told = await reply
+        assert told == {"error": "no memory", "out_of_memory": True, "attempts": [{"number": 1}, {"number": 2}]}
+        assert len(fake.tasks) == 3
+
+    asyncio.run(main())
+
+
+def test_where_no_worker_has_more_memory_the_client_is_told():
+    async def main():
+        fake = Fake("w0", "w1")
+        fake.memory = {"w0": 1e9, "w1": 1e9}
+        reply = fake.run()
+        (await fake.task(0))[2].set_result(starved(1))
+        assert await reply == {"error": "no memory", "out_of_memory": True, "attempts": [{"number": 1}]}
+        assert fake.slots.n_busy == 0
 
     asyncio.run(main())

@@ -119,3 +119,18 @@ def test_chunks_weigh_by_their_visibilities():
 
 def test_the_steps_that_are_asked_are_those_that_count():
     assert {KEYS[f"{name}.type"] for name in ("pre1", "uvw2", "mad3")} < set(COUNTING_STEPS)
+
+
+def test_chunk_in_pieces_is_one_chunk():
+    """Its pieces count as they are large, and are one place in time."""
+    pieces = [
+        {"step": "aof", "n_flagged": n, "n_total": total, "stations": {"A": n / total}, "channels": [n / total] * 2}
+        | {"frequencies_hz": [1e8, 2e8]}
+        for n, total in ((10, 100), (30, 200))
+    ]
+    found = FlagSteps()
+    found.add(pieces, 0.0, 10.0)
+    flags = found.as_flags("aof")
+    assert (flags.n_flagged, flags.n_total) == (40, 300)
+    assert dict(found.station_fractions("aof")) == {"A": pytest.approx(40 / 300)}
+    assert found.times["aof"] == [(0.0, 10.0, 40, 300)]

@@ -1,5 +1,7 @@
 from types import SimpleNamespace
 
+import pytest
+
 from chunkcal.cluster import task
 
 
@@ -14,31 +16,79 @@ def test_worker_whose_slot_is_taken_refuses(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_kernel_that_runs_out_of_memory_is_told_apart(tmp_path, monkeypatch):
-    """A DP3 that somebody has killed is worth another attempt; one that had no memory is not."""
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """Run a task with a DP3 that is a line of shell."""
     state = SimpleNamespace(tasks={"key": SimpleNamespace(state="executing")}, nthreads=1, total_resources={})
     worker = SimpleNamespace(name="w1", get_current_task=lambda: "key", state=state, status=task.Status.running)
     monkeypatch.setattr(task, "get_worker", lambda: worker)
-    dp3 = tmp_path / "DP3"
-    dp3.write_text("#!/bin/sh\nkill -9 $$\n")
-    dp3.chmod(0o755)
-    request = {
-        "name": "preprocess a t0000",
-        "output": str(tmp_path / "t0000.ms"),
-        "log": str(tmp_path / "log"),
-        "run": {"parsets": [{"msin": "in.ms"}], "links": {}, "product": "out.ms"},
-        "expect": {"kind": "ms"},
-    }
-    settings = {"command": str(dp3), "measures_dir": None, "task_timeout_s": None}
-    killed = task.run_dp3(request, settings)
+
+    def run(line, **request):
+        dp3 = tmp_path / "DP3"
+        dp3.write_text(f"#!/bin/sh\n{line}\n")
+        dp3.chmod(0o755)
+        request = {
+            "name": "preprocess a t0000",
+            "output": str(tmp_path / "t0000.ms"),
+            "log": str(tmp_path / "log"),
+            "run": {"parsets": [{"msin": "in.ms"}], "links": {}, "product": "out.ms"},
+            "expect": {"kind": "ms"},
+        } | request
+        found = task.run_dp3(request, {"command": str(dp3), "measures_dir": None, "task_timeout_s": None})
+        assert not list(tmp_path.glob("*.tmp-*"))
+        return found
+
+    return run
+
+
+def test_kernel_that_runs_out_of_memory_is_told_apart(run, monkeypatch):
+    """A DP3 that somebody has killed is worth another attempt; one that had no memory is not."""
+    killed = run("kill -9 $$")
     assert killed["killed"]
+    assert "out_of_memory" not in killed
     assert "killed by SIGKILL" in killed["error"]
     kills = iter(range(10))
     monkeypatch.setattr(task, "_memory_kills", lambda: next(kills))
-    starved = task.run_dp3(request, settings)
-    assert not starved["killed"]
+    starved = run("kill -9 $$")
+    assert (starved["killed"], starved["bad_chunk"], starved["out_of_memory"]) == (False, False, True)
     assert "out of memory" in starved["error"]
-    assert not list(tmp_path.glob("*.tmp-*"))
+    # The kernel has killed something else: this DP3 has failed on its own.
+    failed = run("echo no such column; exit 1")
+    assert (failed["bad_chunk"], failed.get("out_of_memory")) == (True, None)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "echo MemoryError: std::bad_alloc; exit 1",
+        """echo "terminate called after throwing an instance of 'std::bad_alloc'"; kill -ABRT $$""",
+        "echo 'fork: Cannot allocate memory'; exit 1",
+    ],
+)
+def test_dp3_without_memory_is_no_bad_chunk(run, line):
+    found = run(line)
+    assert (found["killed"], found["bad_chunk"], found["out_of_memory"]) == (False, False, True)
+    attempt = found["attempt"]
+    assert (attempt["worker"], attempt["n_pieces"]) == ("w1", 1)
+    assert "(out of memory)" in attempt["error"]
+    assert "\n" not in attempt["error"]
+
+
+def test_an_earlier_attempt_that_had_no_memory_does_not_count(run):
+    assert run("echo std::bad_alloc; exit 1")["out_of_memory"]
+    assert "out_of_memory" not in run("exit 1")
+
+
+def test_attempt_on_pieces_says_how_many(run):
+    pieces = {"n_units": 1, "times": None, "runs": [{"select": {"msin.ntimes": n}, "expect": {}} for n in "123"]}
+    found = run('grep -q ntimes=1 "$1" || { echo std::bad_alloc; exit 1; }', pieces=pieces)
+    assert found["attempt"]["n_pieces"] == 3
+
+
+def test_memory_limit_is_the_least_of_a_workers_and_its_machines(monkeypatch):
+    monkeypatch.setattr(task.system, "memory_limit", lambda: 8)
+    for own, limit in ((None, 8), (0, 8), (4, 4), (16, 8)):
+        assert task.memory_limit(SimpleNamespace(memory_manager=SimpleNamespace(memory_limit=own))) == limit
 
 
 def test_threads_are_those_that_the_slot_grants():

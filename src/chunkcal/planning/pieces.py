@@ -57,7 +57,7 @@ def halved(plan: Mapping[str, Any], stage: str, name: str, pieces: Mapping[str, 
     longest = pieces["n_units"] if pieces else len(boundaries)
     length = -(-longest // 2)
     if length == longest:
-        raise Uncuttable(f"it may only be cut every {counted(unit['n_slots'], 'slot')}")
+        raise Uncuttable(f"the shortest chunk of this plan has {counted(unit['n_slots'], 'slot')}")
     starts = boundaries[::length]
     cut = [
         {"start_slot": start, "n_slots": stop - start} for start, stop in zip(starts, [*starts[1:], end], strict=True)
