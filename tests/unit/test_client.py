@@ -113,8 +113,8 @@ def test_chunk_that_cannot_be_cut_further_fails_with_the_remedy_and_is_not_flagg
     first, *lines = str(caught.value).splitlines()
     assert first == (
         "calibrate a t0000: DP3 ended (out of memory): bad; log: /a; it cannot be cut into smaller pieces, because the"
-        " shortest chunk of this plan has 1 slot; give each slot more memory (fewer slots on a machine; cluster.job.memory_gb of"
-        " batch jobs), fewer threads or a shorter solint_s; log: b.log"
+        " shortest chunk of this plan has 1 slot; give each slot more memory (fewer slots on a machine;"
+        " cluster.job.memory_gb of batch jobs), fewer threads or a shorter solint_s; log: b.log"
     )
     assert lines == ["    bad"]
     assert not list(tmp_path.rglob("*.tmp-failed"))

@@ -80,7 +80,7 @@ def test_an_earlier_attempt_that_had_no_memory_does_not_count(run):
 
 
 def test_attempt_on_pieces_says_how_many(run):
-    pieces = {"n_units": 1, "times": None, "runs": [{"select": {"msin.ntimes": n}, "expect": {}} for n in "123"]}
+    pieces = {"n_units": 1, "runs": [{"select": {"msin.ntimes": n}, "expect": {}} for n in "123"]}
     found = run('grep -q ntimes=1 "$1" || { echo std::bad_alloc; exit 1; }', pieces=pieces)
     assert found["attempt"]["n_pieces"] == 3
 

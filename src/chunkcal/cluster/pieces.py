@@ -6,7 +6,6 @@ the first slot of each run, so that of the whole is put back. What cannot be pro
 
 from __future__ import annotations
 
-import math
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,11 +16,9 @@ import numpy as np
 
 from chunkcal.errors import UserError
 from chunkcal.join import join
-from chunkcal.products import ProductError, opened
+from chunkcal.products import opened
 from chunkcal.solutions.h5parm import solution_times
 from chunkcal.solutions.merge import Grid, merge
-
-_BLOCK_ROWS = 1 << 17  # of TIME in memory at a time
 
 
 def runs(work: Path, request: Mapping[str, Any]) -> list[tuple[Path, int, dict[str, str]]]:
@@ -88,56 +85,15 @@ def put_together(work: Path, request: Mapping[str, Any], pieces: Sequence[Path])
             times = solution_times(work / product / f"{name}.h5")
             _refuse_other_times(solution_times(parts[0]), times[: counts[0]], parts[0])
     else:
-        times = request["pieces"]["times"]
-        whole = _dp3_times(work / "in.ms", expect["n_slots"], **times) if times else None
         parts = [piece / product for piece in pieces]
-        join(parts, work / product, expects, whole)
+        # By default TIME is counted from the first slot of the first piece, as one run over the chunk counts it. That
+        # the input may be raw, and averaged, makes no difference: what is added to a time of MJD seconds is rounded to
+        # the same microsecond wherever it is added.
+        join(parts, work / product, expects)
         with opened(parts[0]) as first, opened(work / product) as joined:
             _refuse_other_times(first.getcol("TIME"), joined.getcol("TIME", nrow=first.nrows()), parts[0])
     for piece in pieces:
         shutil.rmtree(piece / product)
-
-
-def _dp3_times(
-    ms: Path, n_slots: int, row_start: int, after: float, interval_s: float, averages: Sequence[int]
-) -> np.ndarray:
-    """TIME of the slots that one DP3 run over a chunk of raw data writes: `join.dp3_times`, for any number of averages.
-
-    Parameters
-    ----------
-    ms
-        The raw data.
-    n_slots
-        Of the output.
-    row_start, after
-        The chunk's first row is not before this one, and its first TIME is behind `after` (MJD s).
-    interval_s
-        Of the raw data.
-    averages
-        Slots that each averager makes into one.
-
-    Returns
-    -------
-    (n_slots,) float64
-        MJD s.
-    """
-    first = _first_time(ms, row_start, after)
-    times = first + (np.arange(n_slots) * math.prod(averages)) * interval_s
-    for n in averages:
-        times = times + 0.5 * (interval_s * n - interval_s)
-        interval_s *= n
-    return times
-
-
-def _first_time(ms: Path, row_start: int, after: float) -> float:
-    """First TIME behind `after`: rows of other spectral windows may lie between."""
-    with opened(ms) as table:
-        n_rows = int(table.nrows())
-        for start in range(row_start, n_rows, _BLOCK_ROWS):
-            block = table.getcol("TIME", start, min(_BLOCK_ROWS, n_rows - start))
-            if (late := block > after).any():
-                return float(block[np.argmax(late)])
-    raise ProductError(f"{ms} has no rows behind {after:.3f} (MJD s)")
 
 
 def _refuse_other_times(first: np.ndarray, whole: np.ndarray, piece: Path) -> None:

@@ -15,7 +15,7 @@ from chunkcal.errors import counted
 from chunkcal.planning import requests
 from chunkcal.planning.chunkrules import grid_is_exact
 
-STAGES = ("preprocess", "calibrate", "apply")
+KINDS = ("ms", "h5parms")  # of products that `chunkcal.cluster.pieces` can put together
 
 
 class Uncuttable(Exception):
@@ -40,8 +40,7 @@ def halved(plan: Mapping[str, Any], stage: str, name: str, pieces: Mapping[str, 
     -------
     dict
         ``n_units``, units of the plan in a piece. ``runs``, in time order: ``select``, the parameters that make
-        the chunk's parsets those of the piece, and ``expect``, as of `requests.chunk_request`. ``times``, for
-        `chunkcal.cluster.pieces`: where and how DP3 counts the slots of raw data; None where the input is a chunk.
+        the chunk's parsets those of the piece, and ``expect``, as of `requests.chunk_request`.
 
     Raises
     ------
@@ -68,15 +67,14 @@ def halved(plan: Mapping[str, Any], stage: str, name: str, pieces: Mapping[str, 
             {"select": _selection(plan, stage, piece), "expect": requests.expectation(plan, stage, piece)}
             for piece in cut
         ],
-        "times": _times(plan, chunk) if stage == "preprocess" else None,
     }
 
 
 def _refuse_inexact(plan: Mapping[str, Any], stage: str, chunk: Mapping[str, Any]) -> None:
     """Refuse to cut where the product might have other bits, be it by rounding."""
     unit = plan["unit"]
-    if stage not in STAGES:
-        raise Uncuttable(f"{stage} looks at whole chunks")
+    if requests.expectation(plan, stage, chunk)["kind"] not in KINDS:
+        raise Uncuttable(f"{stage} is not made in pieces")
     # Also that of a plan with one chunk, which is exact because nothing was cut.
     notes = [*unit["whole"], *unit["inexact"]]
     # That of gaps is about the chunk with the gap.
@@ -103,16 +101,6 @@ def _selection(plan: Mapping[str, Any], stage: str, piece: Mapping[str, int]) ->
     factor = plan["time_factor"]
     slots = {"start_slot": piece["start_slot"] // factor, "n_slots": -(-piece["n_slots"] // factor)}
     return requests.chunk_time_range(plan["data"], slots)
-
-
-def _times(plan: Mapping[str, Any], chunk: Mapping[str, Any]) -> dict[str, Any]:
-    observation = plan["observation"]
-    return {
-        "row_start": chunk["row_start"],
-        "after": observation["first_time"] + (chunk["start_slot"] - 0.5) * observation["interval_s"],
-        "interval_s": observation["interval_s"],
-        "averages": list(plan["unit"]["time_factors"]),
-    }
 
 
 def remedy(plan: Mapping[str, Any], stage: str) -> str:
