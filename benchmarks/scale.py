@@ -57,7 +57,9 @@ def configure(work: Path, data: Path) -> None:
     """Write the workflow, with stand-ins for all scripts but the plan's, and its configuration."""
     work.mkdir(parents=True)
     shutil.copy(ROOT / "Snakefile", work)
-    shutil.copytree(ROOT / "workflow", work / "workflow")
+    # The profile, too: without it Snakemake takes its ilp scheduler, and a cost that no user of this pipeline has.
+    for name in ("workflow", "profiles"):
+        shutil.copytree(ROOT / name, work / name)
     for script in (work / "workflow/scripts").glob("*.py"):
         if script.name != "plan_chunks.py":
             script.write_text(STAND_IN)

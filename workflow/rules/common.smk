@@ -13,7 +13,7 @@ from pathlib import Path
 from snakemake.exceptions import IncompleteCheckpointException
 from snakemake.persistence import PersistenceBase
 
-from chunkcal import wsclean
+from chunkcal import scheduling, wsclean
 from chunkcal.lineage import digest, versions
 from chunkcal.planning import requests
 from chunkcal.planning.dryrun import plans_for_dry_run
@@ -289,10 +289,7 @@ if "inflight" not in workflow.global_resources:
 
 
 onstart:
-    # Snakemake 9.27 starts a timer thread at each scheduling step that starts another one: time per job grows without
-    # bound. Without a job rate limit there is no timer.
-    if getattr(workflow.scheduler, "job_rate_limiter", None) is not None:
-        workflow.scheduler.job_rate_limiter = None
+    scheduling.bound(workflow)
     settings = {
         "cluster": cluster_settings(),
         "dp3": config["dp3"] | {"product_digests": config["provenance"]["product_digests"]},
