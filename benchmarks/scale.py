@@ -3,13 +3,15 @@
 
 Real: planning, Snakemake with this workflow's own rules, merging and joining. Stand-ins: the scripts of all rules but
 planning, which make empty products in no time, so that only the cost of a job remains. A cluster of 1,000 slots is
-no more than arithmetic here: the measured cost of a job against the time a slot is busy with a chunk.
+a model here: events on virtual time, with the measured costs of a job.
 """
 
 from __future__ import annotations
 
 import argparse
+import heapq
 import json
+import random
 import shutil
 import subprocess
 import sys
@@ -26,6 +28,9 @@ import bench
 
 ROOT = Path(__file__).resolve().parent.parent
 N_SLOTS = 1000
+# Of the model: jobs of a run, and how long a task is.
+N_MODELLED = 50_000
+TASKS_S = (10, 30, 60, 120)
 CHUNK_RULES = ("preprocess_chunk", "calibrate_chunk", "apply_chunk", "fit_chunk")
 STAND_IN = """
 import json
@@ -81,6 +86,8 @@ def run_snakemake(work: Path, *arguments: str) -> dict[str, float]:
         "except SystemExit as end:\n    status = end.code\n"
         "used = resource.getrusage(resource.RUSAGE_SELF)\n"
         "found = {'status': status, 'cpu_s': used.ru_utime + used.ru_stime, 'rss_bytes': used.ru_maxrss * 1024}\n"
+        "used = resource.getrusage(resource.RUSAGE_CHILDREN)\n"
+        "found['children_cpu_s'] = used.ru_utime + used.ru_stime\n"
         "open(sys.argv[1], 'w').write(json.dumps(found))\n"
     )
     measured, output = work / "measured.json", work / "output"
@@ -156,17 +163,56 @@ def measure_merge(folder: Path, sizes: list[int]) -> list[dict[str, Any]]:
     return rows
 
 
-def model(rows: list[dict[str, Any]]) -> str:
-    """Say how long chunks must be for 1,000 busy slots, from the growth between the two largest runs."""
+def occupancy(
+    task_s: float, n_tasks: int, snakemake_s: float, script_s: float, supervisor_s: float, n_cores: int, n_slots: int
+) -> float:
+    """Model a run and tell how busy its slots are, from the first task to the last one's end.
+
+    Parameters
+    ----------
+    task_s
+        Mean time of a task in its slot; single ones are up to a fifth shorter or longer.
+    n_tasks
+        Chunk jobs of the run. All could start at once, so that nothing but these costs keeps a slot waiting.
+    snakemake_s, script_s, supervisor_s
+        CPU time of a job in Snakemake's main process, in its script, and in the supervisor. The first and the last are
+        one process each; scripts run side by side.
+    n_cores
+        Cores for scripts.
+    n_slots
+        Slots; twice as many jobs are in flight.
+    """
+    durations = random.Random(1)
+    slots, cores, in_flight = [0.0] * n_slots, [0.0] * n_cores, [0.0] * (2 * n_slots)
+    snakemake = supervisor = busy = end = 0.0
+    for _ in range(n_tasks):
+        # What a heap gives is the earliest time at which one of its members is free.
+        snakemake = max(snakemake, heapq.heappop(in_flight)) + snakemake_s
+        script = max(snakemake, heapq.heappop(cores)) + script_s
+        heapq.heappush(cores, script)
+        supervisor = max(supervisor, script) + supervisor_s
+        duration = task_s * durations.uniform(0.8, 1.2)
+        done = max(supervisor, heapq.heappop(slots)) + duration
+        heapq.heappush(slots, done)
+        heapq.heappush(in_flight, done)
+        busy, end = busy + duration, max(end, done)
+    return busy / (n_slots * end)
+
+
+def model(rows: list[dict[str, Any]], supervisor_s: float, n_cores: int) -> str:
+    """Say how busy 1,000 slots would be, from the growth between the two largest runs."""
     jobs = sorted((row for row in rows if row["what"] == "jobs"), key=lambda row: row["chunk_jobs"])
     small, large = jobs[-2:]
     more = large["chunk_jobs"] - small["chunk_jobs"]
-    own = (large["cpu_s"] - small["cpu_s"]) / more
-    return (
-        f"Snakemake itself: {1e3 * own:.1f} ms of CPU per chunk job between {small['chunk_jobs']} and"
-        f" {large['chunk_jobs']} jobs. One Snakemake so keeps {N_SLOTS} slots busy with tasks of {N_SLOTS * own:.0f} s"
-        " or more (arithmetic: one job per slot and task, one core for Snakemake)."
+    own, script = (max(0.0, large[key] - small[key]) / more for key in ("cpu_s", "children_cpu_s"))
+    text = (
+        f"Between {small['chunk_jobs']} and {large['chunk_jobs']} chunk jobs, CPU per job: Snakemake itself"
+        f" {1e3 * own:.1f} ms, its script {1e3 * script:.1f} ms.\nModel of {N_SLOTS} slots with these costs,"
+        f" {1e3 * supervisor_s:.0f} ms of the supervisor (given, not measured here) and {n_cores} cores for scripts,"
+        f" {N_MODELLED} chunk jobs:\n"
     )
+    busy = {task_s: occupancy(task_s, N_MODELLED, own, script, supervisor_s, n_cores, N_SLOTS) for task_s in TASKS_S}
+    return text + "\n".join(f"  tasks of {task_s:4} s: slots busy {share:6.1%}" for task_s, share in busy.items())
 
 
 def main() -> int:
@@ -177,6 +223,10 @@ def main() -> int:
     parser.add_argument("--chunks", type=int, default=332, help="of each of them; three jobs each, and some")
     parser.add_argument("--jobs", type=int, nargs="+", default=[50, 200, 400], help="chunks of the runs with stand-ins")
     parser.add_argument("--merges", type=int, nargs="+", default=[10, 100, 1000], help="chunks that are merged")
+    parser.add_argument(
+        "--supervisor-ms", type=float, default=20.0, help="CPU of the supervisor per task, for the model"
+    )
+    parser.add_argument("--script-cores", type=int, default=8, help="cores for scripts, for the model")
     options = parser.parse_args()
     options.folder = options.folder.absolute()
     shutil.rmtree(options.folder, ignore_errors=True)
@@ -192,7 +242,7 @@ def main() -> int:
     table["cpu_ms_per_job"] = 1e3 * table.cpu_s / table.chunk_jobs
     table.to_csv(options.folder / "scale.tsv", sep="\t", index=False)
     print(f"{bench.machine()}\n{table.to_string(index=False, float_format=lambda value: f'{value:.4g}')}")
-    print(model(rows))
+    print(model(rows, options.supervisor_ms / 1e3, options.script_cores))
     return 0
 
 

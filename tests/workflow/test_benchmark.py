@@ -1,9 +1,11 @@
 """The benchmark itself, on an input that is over in seconds: every case runs, makes the same bits, and is measured."""
 
+import importlib
 import subprocess
 import sys
 
 import pandas as pd
+import pytest
 
 from pipeline import ROOT
 
@@ -38,4 +40,17 @@ def test_growth_is_measured(tmp_path):
     table = pd.read_csv(folder / "scale.tsv", sep="\t")
     assert list(table.what) == ["dry run", "dry run", "jobs", "jobs", "merge"]
     assert list(table.chunk_jobs[:4]) == [4, 8, 4, 8]
-    assert "keeps 1000 slots busy" in done.stdout
+    assert "Model of 1000 slots" in done.stdout
+    assert done.stdout.count("slots busy") == 4
+
+
+def test_the_model_of_many_slots(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    scale = importlib.import_module("scale")
+    costs = {"script_s": 0.0, "supervisor_s": 0.0, "n_cores": 8, "n_slots": 100}
+    assert scale.occupancy(10.0, 20_000, 0.0, **costs) > 0.98  # but for the last tasks, which end one by one
+    # At 20 jobs per second 100 slots are busy with tasks of 5 s, and half busy with 2.5 s.
+    assert scale.occupancy(8.0, 20_000, 0.05, **costs) > 0.95
+    assert scale.occupancy(2.5, 20_000, 0.05, **costs) == pytest.approx(0.5, abs=0.01)
+    # The same for scripts, on 8 cores.
+    assert scale.occupancy(2.5, 20_000, 0.0, **costs | {"script_s": 0.4}) == pytest.approx(0.5, abs=0.01)
