@@ -184,29 +184,38 @@ def _try(name: str, plan: dict[str, Any], settings: Mapping[str, Any], stages: S
     """Run the first stages over a few slots, into nothing; say in one line what DP3 says against it."""
     chunk = plan["chunks"][0]
     with tempfile.TemporaryDirectory(prefix="chunkcal-check-") as folder:
+        if "calibrate" in stages and plan["runs"]["calibrate"]:
+            both = requests.pass_request(plan, chunk["name"])["one_pass"]
+            if both and not _run_all(Path(folder, "one-pass"), both, plan, settings):
+                return None
         made: dict[str, str] = {}
         for stage in stages:
             if not plan["runs"][stage]:
                 continue
             run = requests.chunk_request(plan, stage, chunk["name"])["run"]
             work = Path(folder, stage)
-            work.mkdir()
-            for link, target in (run["links"] | made).items():
-                (work / link).symlink_to(target)
-            if stage == "calibrate":
-                (work / run["product"]).mkdir()
-            for keys in run["parsets"]:
-                problem = _run(work, _shortened(keys, stage, plan), settings)
-                if problem:
-                    return f"{name}: {stage}: DP3 fails on the first slots: {problem}"
+            problem = _run_all(work, run | {"links": run["links"] | made}, plan, settings)
+            if problem:
+                return f"{name}: {stage}: DP3 fails on the first slots: {problem}"
             made = {"in.ms": str(work / run["product"])}
     return None
 
 
-def _shortened(keys: Mapping[str, str], stage: str, plan: Mapping[str, Any]) -> dict[str, str]:
+def _run_all(work: Path, run: Mapping[str, Any], plan: Mapping[str, Any], settings: Mapping[str, Any]) -> str | None:
+    """Make the DP3 runs of a stage, or of two in one pass, in a new folder; return the first problem."""
+    work.mkdir()
+    for link, target in run["links"].items():
+        (work / link).symlink_to(target)
+    if run["product"] == "solutions":
+        (work / run["product"]).mkdir()
+    problems = (_run(work, _shortened(keys, plan), settings) for keys in run["parsets"])
+    return next((problem for problem in problems if problem), None)
+
+
+def _shortened(keys: Mapping[str, str], plan: Mapping[str, Any]) -> dict[str, str]:
     """Leave of a DP3 run what shows whether DP3 takes it: few slots, one iteration."""
     short = dict(keys)
-    if stage == "preprocess":
+    if "msin.ntimes" in keys:  # of the raw data
         factor = plan["time_factor"]
         short["msin.ntimes"] = str(min(plan["chunks"][0]["n_slots"], -(-_TRIAL_SLOTS // factor) * factor))
     return short | {key: "1" for key in keys if key.endswith(".maxiter")}

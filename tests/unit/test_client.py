@@ -36,7 +36,7 @@ def test_a_product_that_only_another_host_sees(run, tmp_path):
     output = tmp_path / "scratch/obs/preprocess/t0000.ms"
     result = {"product": f"{output}.tmp-12/out.ms", "record": {"host": "node7"}}
     with pytest.raises(state.ClusterError, match="made on node7 .* scratch_dir must be on file systems that all hosts"):
-        client._commit(result, str(output), str(tmp_path / "t0000.json"))
+        client._commit([(result, str(output), str(tmp_path / "t0000.json"))])
     assert not (tmp_path / "t0000.json").exists()
 
 

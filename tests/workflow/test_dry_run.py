@@ -35,7 +35,7 @@ def test_the_demo_without_data(tmp_path, words):
     )
     assert done.returncode == 0, done.stdout[-3000:]
     jobs = jobs_of(done.stdout)
-    assert (jobs["simulate_demo"], jobs["preprocess_chunk"], jobs["join_chunks"]) == (2, 9, 2)
+    assert (jobs["simulate_demo"], jobs["calibrate_chunk"], jobs["join_chunks"]) == (2, 9, 2)
     assert files(tmp_path) == ["config", "config/config.yaml"]
 
 

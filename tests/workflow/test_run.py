@@ -162,17 +162,21 @@ def test_only_what_depends_on_a_deleted_chunk_is_made_again(again, ms):
 
 
 def test_intermediates_go_away_and_two_runs_give_the_same_bytes(finished, ms, tmp_path):
+    bits, h5parms = columns(finished[0] / "results/obs/obs.ms"), set()
     for n_slots in (1, 4):
         folder = tmp_path / str(n_slots)
         must_run(folder, config(ms, cluster={"n_slots": n_slots}))
         results = folder / "results/obs"
         assert not list(results.glob("*/*.ms"))
         assert not list(results.glob("calibrate/*/"))
-        assert (results / "solutions/gain.h5").read_bytes() == (
-            finished[0] / "results/obs/solutions/gain.h5"
-        ).read_bytes()
-        assert_same_bits(columns(results / "obs.ms"), columns(finished[0] / "results/obs/obs.ms"))
+        # With chunks that are kept, DP3's own history of the h5parm tells of another run.
+        assert_same_bits(
+            solutions(results / "solutions/gain.h5"), solutions(finished[0] / "results/obs/solutions/gain.h5")
+        )
+        assert_same_bits(columns(results / "obs.ms"), bits)
+        h5parms.add((results / "solutions/gain.h5").read_bytes())
         assert "Nothing to be done" in must_run(folder, config(ms, cluster={"n_slots": n_slots}))
+    assert len(h5parms) == 1
 
 
 def test_chunks_lie_in_scratch_dir_while_they_are_needed(finished, ms, tmp_path):
@@ -190,7 +194,7 @@ def test_chunks_lie_in_scratch_dir_while_they_are_needed(finished, ms, tmp_path)
     assert {path.name for path in own.rglob("*.ms")} == {"t0000.ms", "t0001.ms", "t0002.ms"}
     assert not list((run / "results").rglob("t*.ms"))
     jobs = jobs_of(must_run(run, given | {"dp3": {"command": dp3_that(tmp_path, "")}}))
-    assert "preprocess_chunk" not in jobs
+    assert "calibrate_chunk" not in jobs
     assert jobs["apply_chunk"] == 3
 
     results = run / "results/obs"
@@ -200,7 +204,7 @@ def test_chunks_lie_in_scratch_dir_while_they_are_needed(finished, ms, tmp_path)
     stages = ("preprocess", "calibrate", "apply", "fit")
     assert not [path for stage in stages for path in (results / stage).iterdir() if path.suffix != ".json"]
     assert_same_bits(columns(results / "obs.ms"), columns(finished[0] / "results/obs/obs.ms"))
-    assert (results / "solutions/gain.h5").read_bytes() == (finished[0] / "results/obs/solutions/gain.h5").read_bytes()
+    assert_same_bits(solutions(results / "solutions/gain.h5"), solutions(finished[0] / "results/obs/solutions/gain.h5"))
 
 
 def test_another_scratch_dir_makes_nothing_out_of_date(ms, tmp_path):

@@ -7,12 +7,12 @@ In: the chunk's pre-processed MeasurementSet, the merged h5parms. Out: one calib
 rule apply_chunk:
     input:
         cluster=ancient(rules.start_cluster.output[0]),
-        ms=rules.preprocess_chunk.output.product,
+        ms=PRODUCTS["preprocess"],
         solutions=solutions,
         fit_for_use=rules.require_quality.output[0],
         files=step_files("apply"),
     output:
-        product=intermediate(directory(chunk_product("apply"))),
+        product=intermediate(directory(PRODUCTS["apply"])),
         record=f"{OUT}/{{obs}}/apply/{{chunk}}.json",
     log:
         "logs/apply_chunk/{obs}.{chunk}.log",

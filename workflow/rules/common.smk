@@ -36,6 +36,8 @@ except UserError as error:
 OUT = config["output_dir"].rstrip("/")
 CHUNKS = chunks_dir(config)
 CALIBRATE = config["calibrate"] is not None
+# Pre-processing and solving are one task, unless what is between them shall stay, or is there.
+ONE_PASS = CALIBRATE and not config["keep_chunks"] and not progress.has_kept_chunks(OUT)
 SOLVES = {solve["name"]: solve for solve in config["calibrate"]["solves"]} if CALIBRATE else {}
 BANDS = sorted({row["band_of"] for row in OBSERVATIONS.values()} - {None})
 IMAGE = config["image"]["enabled"]
@@ -43,6 +45,12 @@ WSCLEAN = wsclean.find(config["image"]["command"]) is not None
 # Chunks that fit_chunk looks at, spread over the observation: enough for a figure, cheap beside the calibration.
 FIT_CHUNKS = 4
 PLAN = f"{OUT}/plan/observations.json"
+# What DP3 makes of a chunk in each stage; it lies elsewhere than the records if there is a `scratch_dir`.
+PRODUCTS = {
+    "preprocess": f"{CHUNKS}/{{obs}}/preprocess/{{chunk}}.ms",
+    "calibrate": f"{CHUNKS}/{{obs}}/calibrate/{{chunk}}",
+    "apply": f"{CHUNKS}/{{obs}}/apply/{{chunk}}.ms",
+}
 # Sections of the configuration that the plan is made from.
 PLAN_SECTIONS = {
     key: config[key] for key in ("chunks", "preprocess", "calibrate", "apply", "quality", "extra_inputs_dir")
@@ -53,11 +61,6 @@ wildcard_constraints:
     obs=r"[A-Za-z0-9_+][A-Za-z0-9_.+-]*",
     chunk=r"t\d+",
     solve=r"[A-Za-z][A-Za-z0-9_]*",
-
-
-def chunk_product(stage):
-    """Name the products of a stage, which lie elsewhere than their records if there is a `scratch_dir`."""
-    return f"{CHUNKS}/{{obs}}/{stage}/{{chunk}}" + ("" if stage == "calibrate" else ".ms")
 
 
 def input_names(with_places):
@@ -75,7 +78,7 @@ def input_names(with_places):
     return names
 
 
-if CHUNKS != OUT:
+if CHUNKS != OUT and hasattr(PersistenceBase, "_input"):
     PersistenceBase._input = input_names(PersistenceBase._input)
 
 
@@ -173,23 +176,30 @@ def image_chunk_names(obs):
     return names[:: max(1, -(-len(names) // config["image"]["max_chunks"]))]
 
 
-def chunk_request(stage):
-    """Return the params function of a chunk rule: the DP3 run of this stage for the chunk, and what to expect of it.
+def chunk_request(*stages):
+    """Return the params function of a chunk rule: the DP3 run of its stage or stages, and what to expect of it.
 
     With what makes its product out of date besides: the content of the user's files, and the version of DP3.
     """
 
     def request(wildcards):
         plan = plan_of(wildcards.obs)
-        made_with = {"contents": requests.contents(plan, stage), "dp3_version": plan["dp3_version"]}
-        return requests.chunk_request(plan, stage, wildcards.chunk) | made_with
+        contents = {path: of for stage in stages for path, of in requests.contents(plan, stage).items()}
+        made_with = {"contents": contents, "dp3_version": plan["dp3_version"]}
+        one = requests.chunk_request(plan, stages[0], wildcards.chunk) if len(stages) == 1 else None
+        return (one or requests.pass_request(plan, wildcards.chunk)) | made_with
 
     return request
 
 
-def step_files(stage):
-    """Return the input function for the user's files that the DP3 runs of a stage read: solutions, strategies."""
-    return lambda wildcards: [given(path) for path in requests.step_files(plan_of(wildcards.obs), stage)]
+def step_files(*stages):
+    """Return the input function for the user's files that the DP3 runs of stages read: solutions, strategies."""
+    return lambda wildcards: [
+        given(path)
+        for path in dict.fromkeys(
+            path for stage in stages for path in requests.step_files(plan_of(wildcards.obs), stage)
+        )
+    ]
 
 
 def chunk_records(wildcards):
@@ -220,13 +230,8 @@ def kept_chunks(wildcards):
     """List the chunk products that are guaranteed to exist: none, unless the user keeps them."""
     if not config["keep_chunks"]:
         return []
-    stages = ("preprocess", "calibrate", "apply") if CALIBRATE else ("preprocess",)
-    return [
-        path
-        for obs in OBSERVATIONS
-        for stage in stages
-        for path in expand(chunk_product(stage), obs=obs, chunk=chunk_names(obs))
-    ]
+    products = PRODUCTS.values() if CALIBRATE else [PRODUCTS["preprocess"]]
+    return [path for obs in OBSERVATIONS for path in expand(products, obs=obs, chunk=chunk_names(obs))]
 
 
 def grows(first):

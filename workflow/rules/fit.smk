@@ -7,7 +7,7 @@ In: a chunk before and after apply, the merged h5parms, the sky model. Out: <obs
 rule fit_chunk:
     input:
         cluster=ancient(rules.start_cluster.output[0]),
-        ms=rules.preprocess_chunk.output.product,
+        ms=PRODUCTS["preprocess"],
         corrected=rules.apply_chunk.output.product,
         solutions=solutions,
         sky_model=lambda wildcards: given(OBSERVATIONS[wildcards.obs]["sky_model"]),

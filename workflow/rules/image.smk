@@ -8,7 +8,7 @@ Chunks and not the joined data, because before calibration there are no others, 
 rule image_observation:
     input:
         before=lambda wildcards: expand(
-            rules.preprocess_chunk.output.product, obs=wildcards.obs, chunk=image_chunk_names(wildcards.obs)
+            PRODUCTS["preprocess"], obs=wildcards.obs, chunk=image_chunk_names(wildcards.obs)
         ),
         after=lambda wildcards: expand(
             rules.apply_chunk.output.product,

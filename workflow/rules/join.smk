@@ -7,7 +7,7 @@ In: the calibrated chunks, or the pre-processed ones where nothing is solved for
 rule join_chunks:
     input:
         lambda wildcards: expand(
-            (rules.apply_chunk if CALIBRATE else rules.preprocess_chunk).output.product,
+            PRODUCTS["apply" if CALIBRATE else "preprocess"],
             obs=wildcards.obs,
             chunk=chunk_names(wildcards.obs),
         ),

@@ -80,7 +80,7 @@ class Attempts:
         Parameters
         ----------
         request
-            As sent by `chunkcal.cluster.client.run_chunk`.
+            As sent by `chunkcal.cluster.client.run_chunk` or `run_pass`.
         number
             Of the request, so that no two tasks have the same key.
         cluster
@@ -89,9 +89,9 @@ class Attempts:
         Returns
         -------
         dict
-            ``result`` (what `run_dp3` returned), or ``error`` (text for the user), with ``bad_chunk`` or
+            ``result`` (what `run_dp3` returned), or ``error`` (text for the user), with ``bad_chunk``, ``made`` or
             ``out_of_memory`` if it told. The attempts that had too little memory are ``attempts`` of the reply, or of
-            the result's record.
+            the result's records.
         """
         limit, deaths = self.limit, 0
         starved: list[dict[str, Any]] = []
@@ -120,10 +120,11 @@ class Attempts:
         if result.get("lost"):
             return {"error": f"{request['name']}: its worker died {limit + 1} times; log: {request['log']}"}
         if "error" in result:
-            told = {key: result[key] for key in ("error", "bad_chunk", "out_of_memory") if key in result}
+            told = {key: result[key] for key in ("error", "bad_chunk", "made", "out_of_memory") if key in result}
             return told | ({"attempts": starved} if starved else {})
         if starved:
-            result["record"]["attempts"] = starved
+            for made in result.get("made", {"": result}).values():
+                made["record"]["attempts"] = starved
         return {"result": result}
 
     async def _larger(self, worker: str, cluster: Cluster) -> set[str]:

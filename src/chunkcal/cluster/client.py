@@ -17,6 +17,8 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +37,17 @@ OWNER = "output_dir.txt"
 
 
 class BadChunk(ClusterError):
-    """DP3 has failed on the data of a chunk; on any other machine it would, too."""
+    """DP3 has failed on the data of a chunk; on any other machine it would, too.
+
+    Attributes
+    ----------
+    made : dict
+        Products and records of the stages before, if the task had several.
+    """
+
+    def __init__(self, message: str, made: dict[str, Any] | None = None) -> None:
+        super().__init__(message)
+        self.made = made or {}
 
 
 class OutOfMemory(ClusterError):
@@ -298,7 +310,7 @@ def submit(request: dict[str, Any]) -> dict[str, Any]:
             if reply.get("out_of_memory"):
                 raise OutOfMemory(reply["error"], reply["attempts"])
             if reply.get("bad_chunk"):
-                raise BadChunk(reply["error"])
+                raise BadChunk(reply["error"], reply.get("made"))
             if "error" in reply:
                 raise ClusterError(reply["error"])
             return reply["result"]
@@ -333,44 +345,78 @@ def run_chunk(
     twice, never looks finished.
     """
     output, log = os.path.abspath(output), os.path.abspath(log)
-    links = request["run"]["links"] | {link: os.path.abspath(path) for link, path in inputs.items()}
     task = {
         "name": name,
-        "run": request["run"] | {"links": links},
+        "run": _with_inputs(request, inputs),
         "expect": request["expect"],
         "output": output,
         "log": log,
     }
+    with _attempting(output):
+        try:
+            result = _submit(task)
+        except BadChunk as error:
+            if request["expect"]["kind"] != "h5parms":
+                raise
+            result = _without_solutions(error, name, output)
+        _commit([(result, output, record)])
+
+
+def run_pass(*, name: str, request: dict[str, Any], outputs: dict[str, str], records: dict[str, str], log: str) -> None:
+    """Take a chunk from the raw data to its solutions as one task, and commit the products of both stages.
+
+    Parameters
+    ----------
+    name, log
+        As `run_chunk`.
+    request
+        As `chunkcal.planning.requests.pass_request` gives it.
+    outputs, records
+        Paths by stage, in the order of the stages.
+    """
+    outputs, log = {stage: os.path.abspath(path) for stage, path in outputs.items()}, os.path.abspath(log)
+    inputs: dict[str, str] = {}
+    stages = {}
+    for stage, output in outputs.items():
+        part = request["stages"][stage]
+        stages[stage] = {"run": _with_inputs(part, inputs), "expect": part["expect"], "output": output}
+        inputs = {"in.ms": output}
+    task = {"name": name, "stages": stages, "one_pass": request["one_pass"], "log": log}
+    task["output"] = next(iter(outputs.values()))
+    with _attempting(*outputs.values()):
+        try:
+            made = _submit_pass(task)
+        except BadChunk as error:
+            if not error.made:
+                raise
+            made = error.made | {"calibrate": _without_solutions(error, name, outputs["calibrate"])}
+        _commit([(made[stage], outputs[stage], records[stage]) for stage in outputs])
+
+
+def _with_inputs(request: dict[str, Any], inputs: dict[str, str]) -> dict[str, Any]:
+    links = request["run"]["links"] | {link: os.path.abspath(path) for link, path in inputs.items()}
+    return request["run"] | {"links": links}
+
+
+@contextmanager
+def _attempting(*outputs: str) -> Iterator[None]:
+    """Let nothing of an attempt stay, and end the script with a line if it fails."""
     try:
-        remove_attempts(glob.escape(output))
-        _commit(_submit(task), output, record)
+        for output in outputs:
+            remove_attempts(glob.escape(output))
+        yield
     except ClusterError as error:
         print(f"chunkcal: {error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:  # who has pressed Ctrl-C knows
         sys.exit(128 + signal.SIGINT)
     finally:
-        remove_attempts(glob.escape(output))
+        for output in outputs:
+            remove_attempts(glob.escape(output))
 
 
 def _submit(task: dict[str, Any]) -> dict[str, Any]:
-    """Submit a task; solutions of a chunk that DP3 fails on become a product that says so, if that is wanted."""
-    try:
-        return _submit_in_pieces(task)
-    except BadChunk as error:
-        # Not a parameter of the rule: a user who changes it must not lose the chunks that were solved.
-        wanted = state.read_json(state.folder_of_this_run() / "run.json")["settings"]["on_bad_chunk"]
-        if wanted == "stop" or task["expect"]["kind"] != "h5parms":
-            raise
-        print(f"chunkcal: {error}\nchunkcal: its solutions become NaN (calibrate.on_bad_chunk: flag)", file=sys.stderr)
-        product = Path(f"{task['output']}.tmp-failed")
-        product.mkdir(parents=True, exist_ok=True)
-        (product / FAILED).write_text(f"{error}\n")
-        return {"product": str(product), "record": {"name": task["name"], "failed": str(error).partition("\n")[0]}}
-
-
-def _submit_in_pieces(task: dict[str, Any]) -> dict[str, Any]:
-    """Submit a task; while there is too little memory for it, again in pieces half as long."""
+    """Submit a task of one stage; while there is too little memory for it, again in pieces half as long."""
     attempts: list[dict[str, Any]] = []
     while True:
         try:
@@ -381,9 +427,33 @@ def _submit_in_pieces(task: dict[str, Any]) -> dict[str, Any]:
             n = len(task["pieces"]["runs"])
             print(f"chunkcal: {task['name']}: out of memory; DP3 runs again on {n} pieces of it", file=sys.stderr)
             continue
-        if attempts:
-            result["record"]["attempts"] = attempts + result["record"].get("attempts", [])
-        return result
+        return _attempted(result, attempts)
+
+
+def _submit_pass(task: dict[str, Any]) -> dict[str, Any]:
+    """Submit a task of several stages; if there is too little memory for it, its stages one by one."""
+    try:
+        return submit(task)["made"]
+    except OutOfMemory as error:
+        attempts = error.attempts
+    made: dict[str, Any] = {}
+    products: dict[str, str] = {}
+    for stage, part in task["stages"].items():
+        links = part["run"]["links"]
+        run = part["run"] | {"links": {name: products.get(path, path) for name, path in links.items()}}
+        try:
+            result = _submit({"name": task["name"], "log": task["log"]} | part | {"run": run})
+        except BadChunk as error:
+            raise BadChunk(str(error), made) from None
+        result["record"]["links"] = links
+        made[stage], products[part["output"]] = _attempted(result, attempts), result["product"]
+    return made
+
+
+def _attempted(result: dict[str, Any], attempts: list[dict[str, Any]]) -> dict[str, Any]:
+    if attempts:
+        result["record"]["attempts"] = attempts + result["record"].get("attempts", [])
+    return result
 
 
 def _halved(task: dict[str, Any], error: OutOfMemory) -> dict[str, Any]:
@@ -402,21 +472,37 @@ def _halved(task: dict[str, Any], error: OutOfMemory) -> dict[str, Any]:
         raise ClusterError(f"{what}; {why}; log: {log}{newline}{lines}") from None
 
 
-def _commit(result: dict[str, Any], output: str, record: str) -> None:
+def _without_solutions(error: BadChunk, name: str, output: str) -> dict[str, Any]:
+    """Make the product that says that a chunk has no solutions, if that is wanted; else raise."""
+    # Not a parameter of the rule: a user who changes it must not lose the chunks that were solved.
+    wanted = state.read_json(state.folder_of_this_run() / "run.json")["settings"]["on_bad_chunk"]
+    if wanted == "stop":
+        raise error
+    print(f"chunkcal: {error}\nchunkcal: its solutions become NaN (calibrate.on_bad_chunk: flag)", file=sys.stderr)
+    product = Path(f"{output}.tmp-failed")
+    product.mkdir(parents=True, exist_ok=True)
+    (product / FAILED).write_text(f"{error}\n")
+    return {"product": str(product), "record": {"name": name, "failed": str(error).partition("\n")[0]}}
+
+
+def _commit(made: list[tuple[dict[str, Any], str, str]]) -> None:
+    """Give products their names, and write their records: all of ``product`` and ``record``, output, path of record."""
     folder = state.folder_of_this_run()
     run = state.read_json(folder / "run.json")
     if run is None or (folder / "aborted").exists() or not state.owner_is_alive(run["owner"]):
         raise ClusterError("the run has been stopped; its last product was not accepted")
-    if not os.path.lexists(result["product"]):
-        made, here = result["record"].get("host"), socket.gethostname()
-        raise ClusterError(
-            f"{result['product']} was made on {made} and is not there on {here}; output_dir and scratch_dir must be on"
-            " file systems that all hosts share"
-        )
-    state.write_json(Path(record), result["record"])
-    if os.path.isdir(output) and not os.path.islink(output):
-        shutil.rmtree(output)
-    os.rename(result["product"], output)
+    for result, _, _ in made:
+        if not os.path.lexists(result["product"]):
+            there, here = result["record"].get("host"), socket.gethostname()
+            raise ClusterError(
+                f"{result['product']} was made on {there} and is not there on {here}; output_dir and scratch_dir must"
+                " be on file systems that all hosts share"
+            )
+    for result, output, record in made:
+        state.write_json(Path(record), result["record"])
+        if os.path.isdir(output) and not os.path.islink(output):
+            shutil.rmtree(output)
+        os.rename(result["product"], output)
 
 
 def remove_attempts(pattern: str) -> None:

@@ -67,9 +67,9 @@ def run_dp3(request: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]
     Returns
     -------
     dict
-        ``product`` (path below the work folder, to be renamed by the client) and ``record``; or, when the run failed,
-        ``error``, with ``killed`` if it is worth another attempt and ``bad_chunk`` if the data are to blame: DP3 has
-        failed, or made what it should not; ``out_of_memory`` if neither is, with ``attempt`` for the record. Errors are
+        What `run_in` or `run_pass` returns; or, when the run failed, ``error``, with ``killed`` if it is worth another
+        attempt and ``bad_chunk`` if the data are to blame: DP3 has failed, or made what it should not;
+        ``out_of_memory`` if neither is, with ``attempt`` for the record. Errors are
         values here because a raised exception would travel through dask with a traceback.
     """
     worker = get_worker()
@@ -87,22 +87,27 @@ def run_dp3(request: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]
     work = Path(f"{request['output']}.tmp-{uuid.uuid4().hex[:12]}")
     try:
         work.mkdir(parents=True)
-        return run_in(work, request, settings, str(worker.name), _threads(worker.state), wanted)
+        run = run_pass if "stages" in request else run_in
+        return run(work, request, settings, str(worker.name), _threads(worker.state), wanted)
     except (TaskError, UserError, verify.ProductError, OSError) as error:
         shutil.rmtree(work, ignore_errors=True)
-        text = f"{request['name']}: {error}; log: {request['log']}" + _tail(request["log"])
-        bad_chunk = isinstance(error, (DP3Error, verify.ProductError))
-        reply = {"error": text, "killed": isinstance(error, Killed), "bad_chunk": bad_chunk}
-        if isinstance(error, OutOfMemory):
-            n_pieces = len(request["pieces"]["runs"]) if request.get("pieces") else 1
-            attempt = {"worker": str(worker.name), "host": socket.gethostname(), "n_pieces": n_pieces}
-            reply |= {"out_of_memory": True, "attempt": attempt | {"end": time.time(), "error": str(error)}}
-        return reply
+        return _failure(request, error, str(worker.name))
     except BaseException:
         shutil.rmtree(work, ignore_errors=True)
         raise
     finally:
         _LEASE.release()
+
+
+def _failure(request: dict[str, Any], error: Exception, worker: str) -> dict[str, Any]:
+    text = f"{request['name']}: {error}; log: {request['log']}" + _tail(request["log"])
+    bad_chunk = isinstance(error, (DP3Error, verify.ProductError))
+    reply = {"error": text, "killed": isinstance(error, Killed), "bad_chunk": bad_chunk}
+    if isinstance(error, OutOfMemory):
+        n_pieces = len(request["pieces"]["runs"]) if request.get("pieces") else 1
+        attempt = {"worker": worker, "host": socket.gethostname(), "n_pieces": n_pieces}
+        reply |= {"out_of_memory": True, "attempt": attempt | {"end": time.time(), "error": str(error)}}
+    return reply
 
 
 def _threads(state: Any) -> int:
@@ -131,20 +136,127 @@ def run_in(
     Returns
     -------
     dict
-        ``product`` and ``record``.
+        ``product`` (path below the work folder, to be renamed by the client) and ``record``.
 
     Raises
     ------
     TaskError, UserError, ProductError, OSError, Cancelled
         The run failed.
     """
-    run, log_path = request["run"], request["log"]
+    run, runs = request["run"], pieces.runs(work, request)
+    record, printed = _run_parsets(work, request["name"], run, runs, request["log"], settings, worker, threads, wanted)
+    if request.get("pieces"):
+        pieces.put_together(work, request, list(printed))
+        record["pieces"] = pieces.described(request)
+    verified = verify.verify_product(work, run, request["expect"], settings.get("product_digests", True))
+    return {"product": str(work / run["product"]), "record": record | _found(verified, printed)}
+
+
+def run_pass(
+    work: Path, request: dict[str, Any], settings: dict[str, Any], worker: str, threads: int, wanted: Any
+) -> dict[str, Any]:
+    """Take a chunk from the raw data to its solutions, in one DP3 process where that can be.
+
+    Where it cannot, or has failed (which may be for its memory: it holds what both stages hold), the stages run one
+    after the other.
+
+    Parameters
+    ----------
+    work, settings, worker, threads, wanted
+        As `run_in`.
+    request
+        As sent by `chunkcal.cluster.client.run_pass`.
+
+    Returns
+    -------
+    dict
+        ``made``: ``product`` and ``record`` by stage. If the data are to blame that there are no solutions, it is
+        without calibrate, and has besides what `run_dp3` says of errors.
+
+    Raises
+    ------
+    TaskError, UserError, ProductError, OSError, Cancelled
+        The run failed, and not on the solutions.
+    """
+    if request["one_pass"]:
+        folder = work / "one-pass"
+        folder.mkdir()
+        try:
+            made = _run_one_pass(folder, request, settings, worker, threads, wanted)
+        except (DP3Error, OutOfMemory, verify.ProductError) as error:
+            made, reason = {}, str(error)
+        else:
+            reason = "weights that are not finite had to be settled before the solve"
+        if made:
+            return {"made": made}
+        with open(request["log"], "ab") as log:
+            log.write(f"# stage by stage, because in one pass: {reason}\n".encode())
+        shutil.rmtree(folder)
+    made, products = {}, {}
+    for stage, part in request["stages"].items():
+        folder = work / stage
+        folder.mkdir()
+        links = part["run"]["links"]
+        run = part["run"] | {"links": {name: products.get(path, path) for name, path in links.items()}}
+        one = {"name": request["name"], "run": run, "expect": part["expect"], "log": request["log"]}
+        try:
+            made[stage] = run_in(folder, one, settings, worker, threads, wanted)
+        except (DP3Error, verify.ProductError) as error:
+            if not made:
+                raise
+            return _failure(request, error, worker) | {"made": made}
+        made[stage]["record"]["links"] = links
+        products[part["output"]] = made[stage]["product"]
+    return {"made": made}
+
+
+def _run_one_pass(
+    work: Path, request: dict[str, Any], settings: dict[str, Any], worker: str, threads: int, wanted: Any
+) -> dict[str, Any]:
+    """Make the products of both stages; nothing, if the solve has had weights that must be settled before it.
+
+    The records hold the parsets that make each product by itself, which is how it can be made again. What was really
+    run is in ``one_pass``; what it has used is in calibrate's.
+    """
+    preprocess, calibrate = request["stages"]["preprocess"], request["stages"]["calibrate"]
+    run = request["one_pass"]
+    runs = pieces.runs(work, {"run": run, "expect": calibrate["expect"]})
+    record, printed = _run_parsets(work, request["name"], run, runs, request["log"], settings, worker, threads, wanted)
+    digests = settings.get("product_digests", True)
+    data = verify.verify_product(work, preprocess["run"], preprocess["expect"], digests)
+    if data.get("n_nan_weights"):
+        return {}
+    has_data = data["flagged_after"]["total"] < 1
+    solutions = verify.verify_product(work, calibrate["run"], calibrate["expect"], digests, has_data)
+    common = record | {"one_pass": run["parsets"]}
+    made = {}
+    for stage, verified in (("preprocess", data), ("calibrate", solutions)):
+        own = request["stages"][stage]["run"]
+        found = common | {key: own[key] for key in ("parsets", "links")} | _found(verified, printed)
+        made[stage] = {"product": str(work / own["product"]), "record": found}
+    for key in ("cpu_s", "max_rss_kb"):
+        del made["preprocess"]["record"][key]
+    made["calibrate"]["record"]["flag_steps"] = []
+    return made
+
+
+def _run_parsets(
+    work: Path,
+    name: str,
+    run: dict[str, Any],
+    runs: list[tuple[Path, int, dict[str, str]]],
+    log_path: str,
+    settings: dict[str, Any],
+    worker: str,
+    threads: int,
+    wanted: Any,
+) -> tuple[dict[str, Any], dict[Path, str]]:
+    """Run DP3 as often as `pieces.runs` says; return the record so far, and what DP3 has printed by folder."""
     threads = run.get("threads", threads)
-    runs = pieces.runs(work, request)
     command = dp3.find_command(settings["command"])
     environment = os.environ | dp3.environment(threads, not dp3.is_wheel(command), settings["measures_dir"])
     record: dict[str, Any] = {
-        "name": request["name"],
+        "name": name,
         "parsets": run["parsets"],
         "links": run["links"],
         "worker": worker,
@@ -157,8 +269,8 @@ def run_in(
     }
     printed: dict[Path, str] = {}
     with open(log_path, "ab") as log:
-        log.write(f"# {request['name']} on worker {worker}\n".encode())
-        log.writelines(f"{name} -> {target}\n".encode() for name, target in run["links"].items())
+        log.write(f"# {name} on worker {worker}\n".encode())
+        log.writelines(f"{link} -> {target}\n".encode() for link, target in run["links"].items())
         for folder, number, keys in runs:
             parset = f"parset{number}"
             (folder / parset).write_text(dp3.parset_text(keys))
@@ -173,18 +285,19 @@ def run_in(
             record["argv"].append(argv)
             record["cpu_s"] += usage.get("cpu_s", 0.0)
             record["max_rss_kb"] = max(record["max_rss_kb"], usage.get("max_rss_kb", 0))
-    if request.get("pieces"):
-        pieces.put_together(work, request, list(printed))
-        record["pieces"] = pieces.described(request)
-    verified = verify.verify_product(work, run, request["expect"], settings.get("product_digests", True))
+    record["dp3_version"] = _version(tuple(command))
+    record["casacore"] = versions.casacore_of_wheel() if dp3.is_wheel(command) else None
+    record["measures"] = versions.measures(environment, settings["measures_dir"])
+    return record, printed
+
+
+def _found(verified: dict[str, Any], printed: dict[Path, str]) -> dict[str, Any]:
+    """Give the rest of a record: what was verified, and what DP3 has said."""
     converged = pieces.add_up(map(convergence, printed.values()))
     for name, found in verified.get("solves", {}).items():
         found["convergence"] = converged.get(step_name(name))
-    record |= {"end": time.time(), "dp3_version": _version(tuple(command)), "verified": verified}
-    record["flag_steps"] = [step for item in printed.items() for step in flagsteps.read_steps(*reversed(item))]
-    record["casacore"] = versions.casacore_of_wheel() if dp3.is_wheel(command) else None
-    record["measures"] = versions.measures(environment, settings["measures_dir"])
-    return {"product": str(work / run["product"]), "record": record}
+    steps = [step for item in printed.items() for step in flagsteps.read_steps(*reversed(item))]
+    return {"end": time.time(), "verified": verified, "flag_steps": steps}
 
 
 def _run_one(

@@ -19,7 +19,7 @@ FORMAT = 1
 STAGES = ("preprocess", "calibrate", "apply")
 _FROM_RECORD = (
     *("argv", "parsets", "links", "host", "worker", "threads", "start", "end"),
-    *("dp3_version", "casacore", "measures", "failed", "pieces", "attempts"),
+    *("dp3_version", "casacore", "measures", "failed", "one_pass", "pieces", "attempts"),
 )
 
 

@@ -184,7 +184,7 @@ def plan_observation(
         "nan_weights": sections["calibrate"].get("nan_weights", "flag") if calibration else None,
         "solves": {solve.name: _solve_grid(solve, data) for solve in solves},
         "runs": runs,
-        "memory_mb": _memory(pipeline, solves, observation, data),
+        "memory_mb": _memory(pipeline, solves, observation, data, runs),
         "chunks": [asdict(chunk) for chunk in chunks],
     }
 
@@ -354,7 +354,11 @@ def _slot_seconds(
 
 
 def _memory(
-    pipeline: Pipeline, solves: Sequence[Solve], observation: Observation, data: Mapping[str, Any]
+    pipeline: Pipeline,
+    solves: Sequence[Solve],
+    observation: Observation,
+    data: Mapping[str, Any],
+    runs: Mapping[str, Any],
 ) -> dict[str, int]:
     """Estimate the memory of one DP3 process of each stage, MB."""
     raw = observation.n_baselines * observation.n_channels * observation.n_correlations
@@ -366,5 +370,7 @@ def _memory(
         n_visibilities = data["max_baselines"] * data["max_channels"] * data["n_correlations"]
         # The solves of a pass hold their own intervals; that passes follow each other is left out of account.
         solving = sum((SOLVE_BYTES + DIRECTION_BYTES * len(solve.directions)) * solve.solint for solve in solves)
-        estimates |= {"calibrate": DP3_BYTES + solving * n_visibilities, "apply": DP3_BYTES, "fit": DP3_BYTES}
+        # In one pass, a process holds what both stages hold.
+        before = estimates["preprocess"] if requests.one_pass(runs["preprocess"], runs["calibrate"]) else DP3_BYTES
+        estimates |= {"calibrate": before + solving * n_visibilities, "apply": DP3_BYTES, "fit": DP3_BYTES}
     return {stage: math.ceil(size / 1e6) for stage, size in estimates.items()}

@@ -14,6 +14,11 @@ from typing import Any
 from chunkcal.lineage import digest
 
 STAGES = ("preprocess", "calibrate", "apply", "fit")
+# Steps after which the data in memory are what DP3 would read back from the MeasurementSet that it writes, bit for bit
+# (tests/integration/test_one_pass.py). Others may leave values that are not finite, which reading flags.
+ONE_PASS_STEPS = ("aoflagger", "averager", "filter", "madflagger", "phaseshifter", "preflagger", "uvwflagger")
+# Name of the step that writes the pre-processed data within such a run.
+WRITING_STEP = "preprocessed"
 # Steps that count what they flag (DP3 6.6, base/FlagCounter.cc).
 COUNTING_STEPS = ("preflagger", "uvwflagger", "aoflagger", "madflagger")
 # Model visibilities that the fit of a chunk is measured on; enough for a figure.
@@ -90,10 +95,56 @@ def chunk_request(plan: dict[str, Any], stage: str, chunk: str) -> dict[str, Any
     return {"run": {"parsets": parsets} | {key: run[key] for key in keys if key in run}, "expect": expect}
 
 
+def pass_request(plan: dict[str, Any], chunk: str) -> dict[str, Any]:
+    """Give the DP3 runs that take a chunk from the raw data to its solutions.
+
+    Returns
+    -------
+    dict
+        ``stages``: `chunk_request` of preprocess and calibrate, by name; ``one_pass``: the run that makes both products
+        in one process, None if something must be done in between.
+    """
+    stages = {stage: chunk_request(plan, stage, chunk) for stage in ("preprocess", "calibrate")}
+    return {"stages": stages, "one_pass": one_pass(*(request["run"] for request in stages.values()))}
+
+
+def one_pass(preprocess: dict[str, Any], calibrate: dict[str, Any]) -> dict[str, Any] | None:
+    """Put the steps of both stages into one run, where the bits of both products stay the same; else None.
+
+    They would not, or might not, where what is written is not what is solved for (storage managers that round, other
+    steps than `ONE_PASS_STEPS`), or where DDECal reads more of its input than the visibilities (beams).
+    """
+    if "threads" in calibrate or len(preprocess["parsets"]) > 1 or len(calibrate["parsets"]) > 1:
+        return None
+    before, after = dict(preprocess["parsets"][0]), dict(calibrate["parsets"][0])
+    out = before.pop("msout")
+    after.pop("msin")
+    if any(key.startswith("msout.") for key in before) or any(key.startswith(("msin.", "msout")) for key in after):
+        return None
+    first, second = (_names(parset.pop("steps")) for parset in (before, after))
+    types = {before.get(f"{name}.type", name).lower() for name in first}
+    beams = any("beam" in f"{key}={value}".lower() for key, value in after.items())
+    shared = before.keys() & after.keys() or preprocess["links"].keys() & calibrate["links"].keys()
+    if beams or shared or not types <= set(ONE_PASS_STEPS):
+        return None
+    writing = {f"{WRITING_STEP}.type": "msout", f"{WRITING_STEP}.name": out}
+    steps = f"[{','.join((*first, WRITING_STEP, *second))}]"
+    return {
+        "parsets": [before | {"steps": steps} | writing | after],
+        "links": preprocess["links"] | calibrate["links"],
+        "product": calibrate["product"],
+    }
+
+
+def _names(steps: str) -> list[str]:
+    """Split a list of steps, ``[a,b]``."""
+    return [name for name in steps.strip("[]").split(",") if name]
+
+
 def _flag_counts(parset: dict[str, str]) -> dict[str, str]:
     """Ask each flagging step to save its fractions, for `chunkcal.flagging.flagsteps`."""
     wanted = {}
-    for step in parset.get("steps", "").strip("[]").split(","):
+    for step in _names(parset.get("steps", "")):
         if parset.get(f"{step}.type") in COUNTING_STEPS and not any(key.startswith(f"{step}.count.") for key in parset):
             wanted |= {f"{step}.count.save": "true", f"{step}.count.path": "."}
     return wanted

@@ -164,6 +164,14 @@ class Watcher:
         return self._plan[1]
 
 
+def has_kept_chunks(results: str | os.PathLike) -> bool:
+    """Tell whether an earlier run has pre-processed chunks by a task of its own, and kept them."""
+    for record in Path(results).glob("*/preprocess/t*.json"):
+        name = (state.read_json(record) or {}).get("name", "")
+        return name.startswith("preprocess ") and record.with_suffix(".ms").exists()
+    return False
+
+
 def _record_times(folder: Path) -> Iterator[float]:
     try:
         with os.scandir(folder) as entries:
@@ -194,6 +202,8 @@ def _remaining(snapshot: Snapshot, finished: dict[str, list[float]]) -> float | 
         if left <= 0:
             continue
         n, seconds = finished.get(stage, (0, 0.0))
+        if not n and stage == "preprocess" and "calibrate" in finished:
+            continue  # it is done in the same task
         if not n:
             return None
         work += left * seconds / n

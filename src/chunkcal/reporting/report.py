@@ -311,8 +311,10 @@ def _timings(run: Run) -> dict[str, Any] | None:
                 }
             )
     busy = sum(task.end - task.start for task in run.tasks)
+    n_runs = {row["stage"]: row["n"] for row in stages}
     return {
         "stages": stages,
+        "one_pass": n_runs.get("preprocess", 0) < n_runs.get("calibrate", 0),
         "length": clock.length,
         "start": _utc(_UNIX_0, clock.start),
         "end": _utc(_UNIX_0, clock.end),

@@ -292,7 +292,8 @@ def _add_record(run: Run, path: Path) -> None:
         return
     obs, stage, chunk = path.parts[-3], path.parts[-2], path.stem
     start, end = record.get("start"), record.get("end")
-    if start is not None and end is not None:
+    told_by_another = "one_pass" in record and "cpu_s" not in record
+    if start is not None and end is not None and not told_by_another:
         where = (str(record.get("host", "")), str(record.get("worker", "")))
         used = (float(record.get("cpu_s") or 0), float(record.get("max_rss_kb") or 0))
         run.tasks.append(Task(obs, stage, *where, float(start), float(end), *used))
