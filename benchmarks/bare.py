@@ -29,25 +29,34 @@ ME = Path(__file__).resolve()
 
 
 def prepare(folder: Path, plan: dict[str, Any], n_threads: int) -> None:
-    """Write one folder per stage and chunk of a plan, ``<stage>/<chunk>``, and the plan itself."""
-    solves, with_apply = list(plan["solves"]), requests.final_stage(plan) == "apply"
-    for stage in ("preprocess", "calibrate", "apply") if with_apply else ("preprocess",):
-        for chunk in plan["chunks"]:
-            _prepare_run(folder, plan, stage, chunk["name"], solves, n_threads)
+    """Write one folder per DP3 run of a plan, ``<stage>/<chunk>``, and the plan itself.
+
+    What the pipeline does in one DP3 process is one run here, too.
+    """
+    for chunk in (chunk["name"] for chunk in plan["chunks"]):
+        if requests.final_stage(plan) == "preprocess":
+            _prepare_run(
+                folder, "preprocess", chunk, requests.chunk_request(plan, "preprocess", chunk)["run"], n_threads
+            )
+            continue
+        found = requests.pass_request(plan, chunk)
+        first, second = (found["stages"][stage]["run"] for stage in ("preprocess", "calibrate"))
+        if found["one_pass"]:
+            data = _prepare_run(folder, "calibrate", chunk, found["one_pass"], n_threads) / first["product"]
+        else:
+            data = _prepare_run(folder, "preprocess", chunk, first, n_threads) / first["product"]
+            _prepare_run(folder, "calibrate", chunk, second, n_threads, {"in.ms": data})
+        links = {"in.ms": data} | {f"{solve}.h5": folder / f"{solve}.h5" for solve in plan["solves"]}
+        _prepare_run(folder, "apply", chunk, requests.chunk_request(plan, "apply", chunk)["run"], n_threads, links)
     folder.joinpath("plan.json").write_text(json.dumps(plan))
 
 
-def _prepare_run(folder: Path, plan: dict[str, Any], stage: str, chunk: str, solves: list[str], n_threads: int) -> None:
-    run = requests.chunk_request(plan, stage, chunk)["run"]
+def _prepare_run(
+    folder: Path, stage: str, chunk: str, run: dict[str, Any], n_threads: int, links: dict[str, Path] | None = None
+) -> Path:
     work = folder / stage / chunk
     work.mkdir(parents=True)
-    links = dict(run["links"])
-    if stage != "preprocess":
-        product = requests.chunk_request(plan, "preprocess", chunk)["run"]["product"]
-        links["in.ms"] = str(folder / "preprocess" / chunk / product)
-    if stage == "apply":
-        links |= {f"{solve}.h5": str(folder / f"{solve}.h5") for solve in solves}
-    for name, target in links.items():
+    for name, target in (run["links"] | (links or {})).items():
         (work / name).symlink_to(target)
     if stage == "calibrate":
         (work / run["product"]).mkdir()
@@ -59,6 +68,7 @@ def _prepare_run(folder: Path, plan: dict[str, Any], stage: str, chunk: str, sol
         (work / f"parset{number}").write_text(dp3.parset_text(keys))
         lines.append(shlex.join(dp3.argv(command, f"parset{number}", n_threads)) + " >> log 2>&1")
     (work / "run.sh").write_text("\n".join(lines) + "\n")
+    return work
 
 
 def merge_all(folder: Path) -> None:
@@ -83,11 +93,11 @@ def join_all(folder: Path) -> None:
 
 def run_all(folder: Path, n_jobs: int) -> None:
     """Run all chunks, `n_jobs` at a time: each through to its solutions, and when all have them each to its end."""
-    chunks = sorted(path.name for path in (folder / "preprocess").iterdir())
-    first = ["preprocess", "calibrate"] if (folder / "calibrate").exists() else ["preprocess"]
+    first = [stage for stage in ("preprocess", "calibrate") if (folder / stage).exists()]
+    chunks = sorted(path.name for path in (folder / first[0]).iterdir())
     steps = " && ".join(f"sh {shlex.quote(str(folder / stage))}/{{}}/run.sh" for stage in first)
     _xargs(n_jobs, steps, chunks)
-    if len(first) > 1:
+    if (folder / "apply").exists():
         _this("merge", folder)
         _xargs(n_jobs, f"sh {shlex.quote(str(folder / 'apply'))}/{{}}/run.sh", chunks)
     if len(chunks) > 1:
@@ -145,7 +155,8 @@ def _start(command: list[str]) -> subprocess.Popen:
     def unblock() -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
 
-    environment = os.environ | {"DASK_DISTRIBUTED__ADMIN__TICK__INTERVAL": "1s"}
+    quiet = {"DASK_DISTRIBUTED__ADMIN__TICK__INTERVAL": "1s", "DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED": "False"}
+    environment = os.environ | quiet
     return subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, preexec_fn=unblock)
 
 

@@ -24,7 +24,7 @@ def test_every_case_is_measured(tmp_path):
     assert (table.read_bytes > size).all()
     assert (table.written_bytes > size / 10).all()
     pipeline = table.loc[["running", "cold"]]
-    assert (pipeline.n_tasks == 8).all()  # two chunks through four stages
+    assert (pipeline.n_tasks == 6).all()  # two chunks: up to the solutions, applied, looked at
     assert ((pipeline.dp3_cpu_s > 1) & (pipeline.dp3_cpu_s < pipeline.cpu_s)).all()
     assert ((pipeline.occupancy > 0.1) & (pipeline.occupancy <= 1)).all()
     assert (folder / "picture.png").read_bytes().startswith(b"\x89PNG")
@@ -39,7 +39,7 @@ def test_growth_is_measured(tmp_path):
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     table = pd.read_csv(folder / "scale.tsv", sep="\t")
     assert list(table.what) == ["dry run", "dry run", "jobs", "jobs", "merge"]
-    assert list(table.chunk_jobs[:4]) == [4, 8, 4, 8]
+    assert list(table.chunk_jobs[:4]) == [3, 6, 3, 6]
     assert "Model of 1000 slots" in done.stdout
     assert done.stdout.count("slots busy") == 4
 
