@@ -129,3 +129,26 @@ def test_answer_about_memory_is_told_apart(run, monkeypatch):
         client.submit({"name": "calibrate a t0000"})
     assert caught.value.attempts == [1]
     theirs.close()
+
+
+def test_a_pass_without_memory_goes_on_stage_by_stage(run, monkeypatch):
+    asked = []
+
+    def submit(task):
+        asked.append(task)
+        if "stages" in task:
+            raise client.OutOfMemory("no memory", [{"n_pieces": 1}])
+        return {"product": f"{task['output']}.tmp-12/product", "record": {}}
+
+    monkeypatch.setattr(client, "submit", submit)
+    stages = {
+        "preprocess": {"run": {"links": {"in.ms": "/raw.ms"}}, "expect": {"kind": "ms"}, "output": "/a/t0000.ms"},
+        "calibrate": {"run": {"links": {"in.ms": "/a/t0000.ms"}}, "expect": {"kind": "h5parms"}, "output": "/b/t0000"},
+    }
+    made = client._submit_pass({"name": "calibrate a t0000", "log": "log", "output": "/a/t0000.ms", "stages": stages})
+    assert [task["output"] for task in asked] == ["/a/t0000.ms", "/a/t0000.ms", "/b/t0000"]
+    # The solve reads what has just been made, and is told in the record by the name that this will have.
+    assert (
+        asked[2]["run"]["links"] == {"in.ms": made["preprocess"]["product"]} == {"in.ms": "/a/t0000.ms.tmp-12/product"}
+    )
+    assert made["calibrate"]["record"] == {"links": {"in.ms": "/a/t0000.ms"}, "attempts": [{"n_pieces": 1}]}
