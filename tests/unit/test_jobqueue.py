@@ -38,6 +38,12 @@ def worker(tmp_path, python, *, nthreads, extra=""):
     )
 
 
+QUIET = (
+    "export DASK_DISTRIBUTED__ADMIN__TICK__INTERVAL=1s DASK_DISTRIBUTED__ADMIN__SYSTEM_MONITOR__INTERVAL=5s "
+    "DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED=False MALLOC_TRIM_THRESHOLD_=67108864 MALLOC_MMAP_THRESHOLD_=67108864"
+)
+
+
 def test_slurm_script(tmp_path):
     directives = {"qos": "fast", "reservation": "mine", "constraint": "avx2", "extra_directives": ["--nice=5"]}
     assert script(tmp_path, "slurm", **JOB, **directives).split("\n") == [
@@ -57,6 +63,7 @@ def test_slurm_script(tmp_path):
         "#SBATCH --reservation=mine",
         "#SBATCH --constraint=avx2",
         "#SBATCH --nice=5",
+        QUIET,
         "module load python",
         "export A=b",
         worker(tmp_path, "'/opt/my python'", nthreads=8, extra="29.80GiB --nworkers 2"),
@@ -77,6 +84,7 @@ def test_pbs_script(tmp_path):
         f"#PBS -o {tmp_path}/logs/",
         "#PBS -r n",
         "#PBS -m n",
+        QUIET,
         "module load python",
         "export A=b",
         worker(tmp_path, "'/opt/my python'", nthreads=8, extra="29.80GiB --nworkers 2"),

@@ -41,6 +41,14 @@ def run(tmp_path, monkeypatch):
     return run
 
 
+def test_dp3_does_not_inherit_how_its_worker_gives_memory_back(run, monkeypatch):
+    for name in ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"):
+        monkeypatch.setenv(name, "65536")
+    monkeypatch.setenv("MALLOC_ARENA_MAX", "2")
+    line = "echo $MALLOC_ARENA_MAX ${MALLOC_TRIM_THRESHOLD_-nothing} ${MALLOC_MMAP_THRESHOLD_-nothing}; exit 1"
+    assert "exit status 1: 2 nothing nothing;" in run(line)["error"]
+
+
 def test_kernel_that_runs_out_of_memory_is_told_apart(run, monkeypatch):
     """A DP3 that somebody has killed is worth another attempt; one that had no memory is not."""
     killed = run("kill -9 $$")

@@ -141,7 +141,8 @@ class Supervisor:
             await self._wait_for_slots()
             await self._serve()
             loop.call_later(self.close_timeout_s, _die)
-        log.info("stopped after %d requests, %s", self.n_requests, _cpu_seconds())
+        used = rusage.getrusage(rusage.RUSAGE_SELF)
+        log.info("stopped after %d requests, CPU-s: %.2f", self.n_requests, used.ru_utime + used.ru_stime)
 
     def _watch_owner(self, loop: asyncio.AbstractEventLoop) -> None:
         try:
@@ -349,11 +350,6 @@ def _die() -> None:
     os.killpg(os.getpgid(0), signal.SIGKILL)
 
 
-def _cpu_seconds() -> str:
-    own, children = (rusage.getrusage(who) for who in (rusage.RUSAGE_SELF, rusage.RUSAGE_CHILDREN))
-    return f"CPU-s: own {own.ru_utime + own.ru_stime:.2f}, workers {children.ru_utime + children.ru_stime:.2f}"
-
-
 async def _supervise(folder: Path) -> None:
     await Supervisor(folder).main()
 
@@ -373,6 +369,8 @@ def main(folder: Path) -> int:
             # Every process of dask watches itself 50 times a second; ours have long tasks, of which slots take care.
             "distributed.admin.tick.interval": "1s",
             "distributed.admin.system-monitor.interval": "5s",
+            # With it, what a worker has freed goes back to the system at once: verification would take twice as long.
+            "distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": None,
             "distributed.scheduler.active-memory-manager.start": False,
             "distributed.scheduler.work-stealing": False,
         }

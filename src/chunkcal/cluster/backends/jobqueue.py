@@ -30,6 +30,16 @@ from chunkcal.cluster.backends.ownscheduler import DEATH_TIMEOUT_S, require_inte
 from chunkcal.cluster.state import THREADS_RESOURCE, ClusterError
 from chunkcal.cluster.tls import make_security, security_of
 
+# What the supervisor sets for workers that inherit its configuration; these get their own from the job script.
+_QUIET = {
+    "DASK_DISTRIBUTED__ADMIN__TICK__INTERVAL": "1s",
+    "DASK_DISTRIBUTED__ADMIN__SYSTEM_MONITOR__INTERVAL": "5s",
+    "DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED": "False",
+    # Of glibc, bytes: dask would have every worker give its memory back at once, and take it again.
+    "MALLOC_TRIM_THRESHOLD_": "67108864",
+    "MALLOC_MMAP_THRESHOLD_": "67108864",
+}
+
 
 @dataclass(frozen=True)
 class Place:
@@ -160,7 +170,10 @@ def make_cluster(settings: Mapping[str, Any], place: Place, security: Security) 
         local_directory=job["local_dir"],
         log_directory=str(place.logs),
         job_name=place.name,
-        job_script_prologue=list(job["prologue"]),
+        job_script_prologue=[
+            "export " + " ".join(f"{name}={value}" for name, value in _QUIET.items()),
+            *job["prologue"],
+        ],
         job_directives_skip=list(job["skip_directives"]),
         death_timeout=DEATH_TIMEOUT_S,
         worker_extra_args=[
