@@ -11,6 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from snakemake.exceptions import IncompleteCheckpointException
+from snakemake.io import IOFile
 from snakemake.persistence import PersistenceBase
 
 from chunkcal import scheduling, wsclean
@@ -283,6 +284,17 @@ def chunks_in_flight():
     return max(2 * n_slots, n_slots + 4)
 
 
+def starts_ahead(settings):
+    """Tell whether the cluster starts while the plan is made: if it will be needed, and costs nobody a place in a queue."""
+    return (
+        settings["backend"] in ("local", "existing")
+        and not layout.is_open(settings)
+        and any(
+            job.rule.name == "start_cluster" or "inflight" in job.rule.resources for job in workflow.dag.needrun_jobs()
+        )
+    )
+
+
 def slurm_job_name():
     """Return the name of all jobs that snakemake itself submits to SLURM in this run, None if it submits none."""
     return getattr(workflow.scheduler._executor, "run_uuid", None) if executor_is_slurm() else None
@@ -310,6 +322,8 @@ onstart:
         sys.exit(f"chunkcal: {error}")
     if not terminal.begin(OUT, folder):
         progress.report(OUT, folder)
+    if starts_ahead(settings["cluster"]):
+        client.start_ahead()
 
 
 onsuccess:
@@ -331,6 +345,10 @@ onerror:
     # What there is, for whoever looks for the reason; a report that cannot be made is not worth another message.
     if not interrupted and glob.glob(f"{glob.escape(OUT)}/*/preprocess/*.json"):
         subprocess.run([sys.executable, "-m", "chunkcal.cli", "report", OUT], capture_output=True)
+        if os.path.exists(f"{OUT}/report.html"):
+            # Out of date, whatever the next run makes: without metadata, times count.
+            os.utime(f"{OUT}/report.html", (1, 1))
+            workflow.persistence.cleanup_metadata(IOFile(f"{OUT}/report.html"))
 
 
 def also(theirs, ours):

@@ -145,7 +145,10 @@ def end_run() -> bool:
     """
     folder = os.environ.pop(RUN_VARIABLE, None)
     interrupted = folder is not None and os.path.exists(os.path.join(folder, "aborted"))
-    if folder:
+    if folder and os.path.isdir(folder):
+        Path(folder, "aborted").touch()
+        with open(Path(folder, "lock"), "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # whoever starts a cluster has seen that there is no use in it any more
         stop(Path(folder))
         state.remove_shared_folder(Path(folder))
         shutil.rmtree(folder, ignore_errors=True)
@@ -221,9 +224,35 @@ def ensure_cluster() -> socket.socket:
     connection = _connect(folder)
     if connection:
         return connection
+    asked = time.time()
     with open(folder / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        return _connect(folder) or _start_supervisor(folder)
+        connection = _connect(folder)
+        if connection:
+            return connection
+        failure = folder / "failure"
+        if failure.exists() and failure.stat().st_mtime > asked:  # another one has tried while this one waited
+            run = state.read_json(folder / "run.json")
+            raise ClusterError(f"the cluster did not start: {failure.read_text()}; log: {run['log']}")
+        return _start_supervisor(folder)
+
+
+def start_ahead() -> None:
+    """Let a process of its own start the cluster of this run, so that it is up when the first chunk asks for it.
+
+    If that fails, those who need the cluster say why.
+    """
+    command = [sys.executable, "-c", "from chunkcal.cluster import client; client.be_ahead()"]
+    # Of a session of its own, because Ctrl-C is not for it: it ends when the run does.
+    subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True)
+
+
+def be_ahead() -> None:
+    """Start the cluster of this run; the process that `start_ahead` begins."""
+    try:
+        ensure_cluster().close()
+    except ClusterError:
+        sys.exit(1)
 
 
 def _start_supervisor(folder: Path) -> socket.socket:
