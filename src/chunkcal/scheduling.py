@@ -65,13 +65,15 @@ def _with_short_rounds(workflow: Any, scheduler: Any) -> bool:
     if not known:
         return False
     # Rules that come later in the data flow are written later.
-    depth = {rule.name: number for number, rule in enumerate(workflow.rules) if INFLIGHT in rule.resources}
+    depth = {
+        rule.name: (rule.priority, number) for number, rule in enumerate(workflow.rules) if INFLIGHT in rule.resources
+    }
 
     class ShortRounds(kind):
         @property
         def open_jobs(self) -> list[Any]:
-            """Jobs that may start: of the chunks as many as may be in flight, those first that others have led to."""
-            chunks: dict[int, list[Any]] = defaultdict(list)
+            """Jobs that may start: as many chunks as may be in flight, by priority, then those that others led to."""
+            chunks: dict[tuple[float, int], list[Any]] = defaultdict(list)
             others = []
             for job in super().open_jobs:
                 number = depth.get(job.rule.name) if hasattr(job, "rule") else None  # a group has none

@@ -81,5 +81,7 @@ def test_disk_full(data, disk, tmp_path, count, case, repeat):
         (disk / "filler").unlink()
         must_run(work, config)
         assert not list((disk / "results").rglob("*.tmp-*"))
+        # A report that a failed run has left is none of this one.
+        assert "MeasurementSet is missing" not in (disk / "results/report.html").read_text()
         assert_same_bits(solutions(disk / "results/a/solutions/gain.h5"), solutions(clean / "solutions/gain.h5"))
         assert_same_bits(columns(disk / "results/a/a.ms"), columns(clean / "a.ms"))

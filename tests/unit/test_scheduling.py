@@ -19,6 +19,7 @@ rule all:
 
 rule first:
     output: touch("first{n}")
+    priority: 1 if config.get("early") else 0
     threads: 0
     resources: inflight=1
 
@@ -54,10 +55,10 @@ onsuccess:
 """
 
 
-def run(folder, *, bound, scheduler="greedy", inflight=3):
+def run(folder, *, bound, scheduler="greedy", inflight=3, early=False):
     (folder / "Snakefile").write_text(SNAKEFILE % N_CHUNKS)
     command = [sys.executable, "-m", "snakemake", "--cores", "1", "--scheduler", scheduler, "--quiet", "all"]
-    command += ["--resources", f"inflight={inflight}", "--config", f"bound={bound}"]
+    command += ["--resources", f"inflight={inflight}", "--config", f"bound={bound}", f"early={early}"]
     done = subprocess.run(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert done.returncode == 0, done.stdout
     assert all((folder / f"second{n}").exists() for n in range(N_CHUNKS))
@@ -85,6 +86,11 @@ def test_a_step_looks_only_at_jobs_that_can_start(tmp_path):
     begun = [seen["started"][:number].count("first") for number in range(len(seen["started"]))]
     ended = [seen["started"][:number].count("second") for number in range(len(seen["started"]))]
     assert max(first - second for first, second in zip(begun, ended, strict=True)) <= 2 * 3
+
+
+def test_rules_of_a_higher_priority_come_first(tmp_path):
+    seen = run(tmp_path, bound=True, early=True)
+    assert seen["started"].index("second") >= N_CHUNKS - 3
 
 
 def test_as_many_run_as_are_in_flight(tmp_path):

@@ -25,7 +25,6 @@ rule write_report:
         ],
         solutions=[final_solutions(obs, solve) for obs in OBSERVATIONS for solve in SOLVES],
         quality=expand(rules.judge_quality.output, obs=OBSERVATIONS if CALIBRATE else []),
-        ms=expand(rules.join_chunks.output, obs=OBSERVATIONS),
         images=expand(rules.image_observation.output, obs=OBSERVATIONS if IMAGE else []),
     output:
         report(f"{OUT}/report.html", caption="../report/summary.rst"),
@@ -39,6 +38,8 @@ rule write_report:
         mem_mb=grows(4000),
         runtime=grows(60),
     params:
+        # No input: the page only names them, and can be written while they are joined.
+        ms=expand(rules.join_chunks.output, obs=OBSERVATIONS),
         settings={key: config[key] for key in ("chunks", "preprocess", "calibrate", "apply")},
     script:
         "../scripts/write_report.py"

@@ -9,7 +9,7 @@ with rule_log(snakemake.log[0]):
         records=snakemake.input.records,
         fits=snakemake.input.get("fits", []),
         solutions=snakemake.input.get("solutions", []),
-        measurement_sets=snakemake.input.ms,
+        measurement_sets=snakemake.params.ms,
         settings=snakemake.params.settings,
         quality=snakemake.input.get("quality", []),
         images=snakemake.input.get("images", []),

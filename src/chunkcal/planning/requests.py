@@ -22,7 +22,7 @@ WRITING_STEP = "preprocessed"
 # Steps that count what they flag (DP3 6.6, base/FlagCounter.cc).
 COUNTING_STEPS = ("preflagger", "uvwflagger", "aoflagger", "madflagger")
 # Model visibilities that the fit of a chunk is measured on; enough for a figure.
-FIT_BYTES = 64 << 20
+FIT_BYTES = 16 << 20
 # What a plan's note on the length of chunks begins with, where that was chosen.
 AUTO = "chunks: auto chose"
 _MOST_CHOICES = 5

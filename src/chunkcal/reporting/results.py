@@ -186,7 +186,7 @@ def collect(
     records, fits, solutions, measurement_sets, images, quality
         Files as the workflow lays them out, ``<obs>/<stage>/<chunk>.json``, ``<obs>/fit/<chunk>.fit.json``,
         ``<obs>/solutions/<solve>.h5``, ``<obs>/<obs>.ms``, ``<obs>/image`` and ``<obs>/quality.json``; the observation
-        is taken from the path.
+        is taken from the path. MeasurementSets are only named, and may still be in the making.
 
     Raises
     ------
@@ -214,7 +214,7 @@ def collect(
             run.observations[path.parts[-2]].quality = found
     for kind, paths in (("ms", measurement_sets), ("images", images)):
         for path in map(Path, paths):
-            if path.exists() and path.parent.name in run.observations:
+            if path.parent.name in run.observations:
                 setattr(run.observations[path.parent.name], kind, path)
     for path in map(Path, solutions):
         if path.exists() and path.parent.parent.name in run.observations:
@@ -264,8 +264,8 @@ def collect_folder(folder: str | os.PathLike) -> Run:
         [path for obs in names for path in sorted((folder / obs / "fit").glob("*.fit.json"))],
         # gain.processed.h5 comes after gain.h5, and counts.
         [path for obs in names for path in sorted((folder / obs / "solutions").glob("*.h5"))],
-        [folder / obs / f"{obs}.ms" for obs in names],
-        [folder / obs / "image" for obs in names],
+        [path for obs in names if (path := folder / obs / f"{obs}.ms").exists()],
+        [path for obs in names if (path := folder / obs / "image").exists()],
         [path for obs in names for path in (folder / obs).glob("quality.json")],
     )
 
