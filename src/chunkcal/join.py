@@ -103,7 +103,9 @@ def join(
         _verify(parts, temporary, new)
         os.rename(temporary, out)
     except (RuntimeError, OSError) as error:
-        raise ProductError(f"{out} cannot be written: {' '.join(str(error).split())}") from error
+        # Of all the files that could not be copied, the first one tells.
+        first = error.args[0][0][2] if isinstance(error, shutil.Error) else error
+        raise ProductError(f"{out} cannot be written: {' '.join(str(first).split())}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return {
