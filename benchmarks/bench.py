@@ -52,12 +52,17 @@ BYTES_PER_VISIBILITY = 13  # DATA, FLAG, WEIGHT_SPECTRUM
 
 def configuration(options: argparse.Namespace, folder: Path, n_chunks: int, **cluster: Any) -> dict[str, Any]:
     """Give what the pipeline is configured with."""
+    several = options.n_patches > 1
     return {
         "input": str(options.folder / "input/bench.ms"),
         "output_dir": str(folder / "results"),
         "chunks": {"count": n_chunks},
         "preprocess": {"steps": STEPS},
-        "calibrate": {"sky_model": str(options.folder / "input/bench.skymodel"), "solves": [SOLVE]},
+        "calibrate": {
+            "sky_model": str(options.folder / "input/bench.skymodel"),
+            "solves": [SOLVE | ({"directions": "patches"} if several else {})],
+        },
+        "apply": {"direction": "patch0"} if several else {},
         "cluster": {"n_slots": options.slots, "threads_per_slot": 1} | cluster,
     }
 
@@ -69,7 +74,8 @@ def make_input(options: argparse.Namespace) -> int:
     windows = max(1, round(options.size_mb * 1e6 / slot / WINDOW_SLOTS / options.chunks))
     path = options.folder / "input/bench.ms"
     path.parent.mkdir(parents=True)
-    sizes = {"--n-stations": options.n_stations, "--n-channels": options.n_channels, "--n-patches": 1, "--n-sources": 6}
+    sizes = {"--n-stations": options.n_stations, "--n-channels": options.n_channels, "--n-patches": options.n_patches}
+    sizes |= {"--n-sources": 6}
     sizes |= {"--n-slots": windows * WINDOW_SLOTS * options.chunks, "--seed": 42}
     command = [sys.executable, "-m", "chunkcal.cli", "simulate", str(path)]
     subprocess.run([*command, *(str(word) for pair in sizes.items() for word in pair)], check=True, stdout=sys.stderr)
@@ -219,6 +225,9 @@ def main() -> int:
     parser.add_argument("--size-mb", type=float, default=100, help="of the input, about")
     parser.add_argument("--n-stations", type=int, default=30)
     parser.add_argument("--n-channels", type=int, default=32)
+    parser.add_argument(
+        "--n-patches", type=int, default=1, help="of the sky model; each is solved for if there are more"
+    )
     parser.add_argument("--chunks", type=int, default=8)
     parser.add_argument("--slots", type=int, default=2, help="of one thread each")
     parser.add_argument("--repetitions", type=int, default=3)
