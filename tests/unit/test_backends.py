@@ -4,12 +4,14 @@ import asyncio
 import json
 import socket
 import stat
+from pathlib import Path
 from types import SimpleNamespace
 
+import dask
 import pytest
 
 from chunkcal.cluster import state
-from chunkcal.cluster.backends import allocation, ssh
+from chunkcal.cluster.backends import allocation, local, ssh
 from chunkcal.cluster.backends.ownscheduler import require_interface, served_by, worker_options
 from chunkcal.cluster.state import ClusterError
 from chunkcal.cluster.tls import as_configuration, make_security
@@ -143,3 +145,13 @@ def test_network_interface_that_is_not_there_is_refused():
     require_interface("cluster.ssh.interface", "lo")
     with pytest.raises(ClusterError, match=r"^cluster\.ssh\.interface: .* 'ib9' is not a valid network interface"):
         require_interface("cluster.ssh.interface", "ib9")
+
+
+@pytest.mark.parametrize(("folder", "forks"), [("/tmp/chunkcal-12345678", True), (f"/tmp/{'long' * 20}", False)])
+def test_workers_are_forked_where_the_socket_for_it_has_room_in_the_runs_folder(monkeypatch, folder, forks):
+    monkeypatch.setattr(local.tempfile, "tempdir", None)
+    with dask.config.set({"distributed.worker.multiprocessing-method": "spawn"}):
+        local._fork_workers(Path(folder))
+        method = dask.config.get("distributed.worker.multiprocessing-method")
+    assert (method, local.tempfile.tempdir) == (("forkserver", folder) if forks else ("spawn", None))
+    assert forks == (len(f"{folder}/pymp-12345678/listener-12345678") < 108)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import tempfile
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,10 +19,18 @@ from chunkcal.cluster.tls import make_security
 
 # What each worker would import for itself otherwise: more than a second of CPU.
 _PRELOADED = ["distributed", "chunkcal.cluster.task"]
+# A socket's path has at most 107 bytes (sockaddr_un); multiprocessing's has so many below the temporary directory.
+_LONGEST_FOLDER = 107 - len("/pymp-12345678/listener-12345678")
 
 
-def _fork_workers() -> None:
-    """Let workers begin as copies of one process that has imported all they need, and is otherwise empty."""
+def _fork_workers(folder: Path) -> None:
+    """Let workers begin as copies of one process that has imported all they need, and is otherwise empty.
+
+    Its socket lies in the run's `folder`, and goes with it; if that has too long a name, workers import for themselves.
+    """
+    if len(os.fsencode(folder)) > _LONGEST_FOLDER:
+        return
+    tempfile.tempdir = str(folder)
     # dask 2026 preloads pandas and whatever else it knows besides, once, unless it believes to have done it.
     utils._forkserver_preload_set = True
     multiprocessing.get_context("forkserver").set_forkserver_preload(_PRELOADED)
@@ -31,7 +41,7 @@ def _fork_workers() -> None:
 async def open_local(settings: Mapping[str, Any], folder: Path, changed: Callable[[], None]) -> AsyncIterator[Cluster]:
     """Workers are processes of this machine, each with ``threads_per_slot`` threads and one unit of ``resource``."""
     security = make_security(folder)
-    _fork_workers()
+    _fork_workers(folder)
     async with (
         LocalCluster(
             n_workers=settings["n_slots"],
