@@ -124,7 +124,7 @@ def measure_jobs(folder: Path, n_chunks: int) -> dict[str, Any]:
 
 def measure_merge(folder: Path, sizes: list[int]) -> list[dict[str, Any]]:
     """Merge copies of one chunk's real solutions, each moved in time, in processes of their own."""
-    options = argparse.Namespace(folder=folder, slots=1, chunks=2, size_mb=1, n_stations=20, n_channels=16)
+    options = argparse.Namespace(folder=folder, slots=1, chunks=2, size_mb=1, n_stations=20, n_channels=16, n_patches=1)
     bench.make_input(options)
     plan = bench.plan_of(options, 2)
     bare.prepare(folder / "one", plan, 1)
