@@ -30,7 +30,6 @@ _SECTIONS = ("chunks", "preprocess", "calibrate", "apply", "quality", "extra_inp
 # What the folder of an observation holds, besides <obs>.ms.
 _PRODUCTS = {*requests.STAGES, "solutions", "bands", "image", "quality.json", "quality.passed", "flags.tsv"}
 _PRODUCTS |= {"provenance.json"}
-_BYTES_PER_VISIBILITY = 13  # DATA, FLAG and WEIGHT_SPECTRUM
 _TRIAL_SLOTS = 8
 _TRIAL_TIMEOUT_S = 60.0
 
@@ -110,7 +109,7 @@ def _places(plans: Mapping[str, Mapping[str, Any]], output_dir: str) -> list[str
 
 def _room(plans: Mapping[str, Mapping[str, Any]], output_dir: str, chunks_dir: str, keep_chunks: bool) -> list[str]:
     """Compare the room on the disks with what the run has there at a time, less what is there already."""
-    data = sum(map(data_bytes, plans.values()))
+    data = sum(map(requests.data_bytes, plans.values()))
     # Chunks of one stage, which those of the next replace one by one, and what they are joined into.
     wanted = {"scratch_dir": (chunks_dir, data), "output_dir": (output_dir, data)}
     if _standing(output_dir).stat().st_dev == _standing(chunks_dir).stat().st_dev:
@@ -137,13 +136,6 @@ def _standing(folder: str) -> Path:
     while not place.exists():
         place = place.parent
     return place
-
-
-def data_bytes(plan: Mapping[str, Any]) -> int:
-    """Estimate the size of an observation's pre-processed data, bytes."""
-    data = plan["data"]
-    samples = data["n_slots"] * data["max_baselines"] * data["max_channels"] * data["n_correlations"]
-    return samples * _BYTES_PER_VISIBILITY
 
 
 def _size(folder: Path) -> int:
@@ -291,7 +283,7 @@ def report(config: Mapping[str, Any], stream: TextIO) -> bool:
     if problems:
         print(f"{counted(len(problems), 'problem')}; nothing was started", file=stream)
     else:
-        total = sum(map(data_bytes, plans.values()))
+        total = sum(map(requests.data_bytes, plans.values()))
         print(f"no problem; pre-processed data will take about {_readable(total)}", file=stream)
     return not problems
 

@@ -10,6 +10,7 @@ import yaml
 from chunkcal import cli, preflight
 from chunkcal.config import load_schema, validate
 from chunkcal.errors import UserError
+from chunkcal.planning import requests
 from chunkcal.planning.plan import make_plan
 from tiny_ms import DP3, dp3_environment, make_ms, write_sky_model
 
@@ -110,7 +111,7 @@ def test_room_on_two_disks(data, tmp_path, monkeypatch):
     monkeypatch.setattr(preflight.shutil, "disk_usage", lambda place: type("Usage", (), {"free": free[place.st_dev]}))
     rows = [{"obs": "a", "ms": str(data / "a.ms"), "sky_model": None}]
     plans = make_plan(rows, {"chunks": {"n_slots": 4}, "preprocess": {"steps": []}}).observations
-    needs = preflight.data_bytes(plans["a"])
+    needs = requests.data_bytes(plans["a"])
 
     def problems():
         return preflight._room(plans, str(tmp_path / "results"), str(tmp_path / "scratch/chunkcal-12"), False)

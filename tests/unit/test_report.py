@@ -3,6 +3,7 @@
 import base64
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 
 import pytest
@@ -28,7 +29,7 @@ def make_plan(name="a", ms="/data/<b>x</b>.ms", calibrated=True):
         "unit": {"n_slots": 4, "reasons": [["solve gain: solves for 4 slots", 4]], "inexact": [], "rounding": []},
         "exact": True,
         "notes": [],
-        "data": grid | {"n_baselines": 6, "n_correlations": 4},
+        "data": grid | {"n_baselines": 6, "n_correlations": 4, "max_baselines": 6, "max_channels": 8},
         "solves": {"gain": {}} if calibrated else {},
         "runs": {"preprocess": run} | stages,
         "chunks": [{"name": f"t{k:04d}", "start_slot": 4 * k, "n_slots": 4, "n_rows": 24} for k in range(3)],
@@ -95,6 +96,14 @@ def page_of(out, **changes):
     }
     write_report(**(given | changes))
     return (out / "report.html").read_text(encoding="utf-8")
+
+
+def test_data_that_are_still_being_joined_are_named(folder):
+    shutil.rmtree(folder / "a" / "a.ms")
+    text = text_of(page_of(folder))
+    assert str(folder / "a" / "a.ms") in text
+    assert "about 30 kB" in text  # 12 slots, 6 baselines, 8 channels, 4 correlations, 13 bytes
+    assert "MeasurementSet is missing" not in text
 
 
 class Tags(HTMLParser):

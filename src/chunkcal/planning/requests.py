@@ -8,6 +8,7 @@ from __future__ import annotations
 import datetime
 import json
 import os
+from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any
 
@@ -27,6 +28,7 @@ FIT_BYTES = 16 << 20
 AUTO = "chunks: auto chose"
 _MOST_CHOICES = 5
 _BYTES_PER_VISIBILITY = 8
+_BYTES_WRITTEN_PER_VISIBILITY = 13  # DATA, FLAG and WEIGHT_SPECTRUM
 _MJD_DAY_0 = datetime.date(1858, 11, 17)
 
 
@@ -207,6 +209,13 @@ def first_solution(plan: dict[str, Any], name: str, chunk: dict[str, Any]) -> in
     """Give the index of the first solution of a chunk in the merged table of a solve."""
     solve = plan["solves"][name]
     return chunk["start_slot"] // plan["time_factor"] // solve["solint"] * solve["solutions_per_interval"]
+
+
+def data_bytes(plan: Mapping[str, Any]) -> int:
+    """Estimate the size of an observation's pre-processed data, bytes."""
+    data = plan["data"]
+    samples = data["n_slots"] * data["max_baselines"] * data["max_channels"] * data["n_correlations"]
+    return samples * _BYTES_WRITTEN_PER_VISIBILITY
 
 
 def seams(plan: dict[str, Any]) -> dict[str, list[int]]:

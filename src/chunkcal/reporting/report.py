@@ -22,7 +22,7 @@ import jinja2
 
 import chunkcal
 from chunkcal import plots
-from chunkcal.planning.requests import STAGES
+from chunkcal.planning.requests import STAGES, data_bytes
 from chunkcal.reporting.figures import Budget, flag_figures, gantt_figure, image_figure, solution_figures, span_of
 from chunkcal.reporting.results import Clock, Flags, Result, Run, collect, collect_folder
 from chunkcal.reporting.summary import gain_text, percent
@@ -190,7 +190,7 @@ def _facts(result: Result) -> list[tuple[str, str, str]]:
     first, last = seen["first_frequency_hz"] / 1e6, seen["last_frequency_hz"] / 1e6
     return [
         ("path", seen["ms"], _absolute(result.ms) or "missing"),
-        ("size", size(seen["size_bytes"]), size(_size_of(result.ms)) if result.ms else "–"),
+        ("size", size(seen["size_bytes"]), _size_out(result)),
         ("telescope", seen["telescope"], ""),
         ("field", ", ".join(seen["fields"]), ""),
         ("start (UTC)", _utc(_MJD_0, begin), ""),
@@ -360,6 +360,13 @@ def size(n_bytes: float) -> str:
         if n_bytes >= factor:
             return f"{n_bytes / factor:.3g} {unit}"
     return f"{n_bytes:.0f} B"
+
+
+def _size_out(result: Result) -> str:
+    """Say how large the output is; about, while its chunks are still being joined."""
+    if result.ms is None:
+        return "–"
+    return size(_size_of(result.ms)) if result.ms.exists() else f"about {size(data_bytes(result.plan))}"
 
 
 def _size_of(folder: Path) -> int:
