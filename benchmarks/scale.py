@@ -34,15 +34,20 @@ TASKS_S = (10, 30, 60, 120)
 CHUNK_RULES = ("preprocess_chunk", "calibrate_chunk", "apply_chunk", "fit_chunk")
 STAND_IN = """
 import json
+import sys
 from pathlib import Path
 
-for name in map(str, snakemake.output):
+for name in sys.argv[1:] or map(str, snakemake.output):
     path = Path(name)
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".ms" or path.parent.name == "calibrate" and not path.suffix:
         path.mkdir(exist_ok=True)
     else:
         path.write_text(json.dumps({"verdict": "pass"}))
+"""
+# Of the script of chunks, which starts as the real one does.
+STAND_IN_SH = f"""
+exec "$CHUNKCAL_PYTHON" -P -c 'import chunkcal.cluster.chunks{STAND_IN}' "${{snakemake_output[@]}}"
 """
 
 
@@ -65,9 +70,9 @@ def configure(work: Path, data: Path) -> None:
     # The profile, too: without it Snakemake takes its ilp scheduler, and a cost that no user of this pipeline has.
     for name in ("workflow", "profiles"):
         shutil.copytree(ROOT / name, work / name)
-    for script in (work / "workflow/scripts").glob("*.py"):
+    for script in (work / "workflow/scripts").glob("*.*"):
         if script.name != "plan_chunks.py":
-            script.write_text(STAND_IN)
+            script.write_text(STAND_IN_SH if script.suffix == ".sh" else STAND_IN)
     config = {
         "input": [str(data / "*.ms")],
         "chunks": {"n_slots": 1},

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from chunkcal.cluster import client, state
+from chunkcal.cluster import chunks, client, state
 
 
 @pytest.fixture
@@ -106,7 +106,7 @@ def test_a_product_that_only_another_host_sees(run, tmp_path):
     output = tmp_path / "scratch/obs/preprocess/t0000.ms"
     result = {"product": f"{output}.tmp-12/out.ms", "record": {"host": "node7"}}
     with pytest.raises(state.ClusterError, match="made on node7 .* scratch_dir must be on file systems that all hosts"):
-        client._commit([(result, str(output), str(tmp_path / "t0000.json"))])
+        chunks._commit([(result, str(output), str(tmp_path / "t0000.json"))])
     assert not (tmp_path / "t0000.json").exists()
 
 
@@ -146,12 +146,12 @@ def starving(run, tmp_path, monkeypatch):
             n = len(task["pieces"]["runs"]) if "pieces" in task else 1
             if n < enough:
                 message = f"{task['name']}: DP3 ended (out of memory): bad; log: /a; log: b.log\n    bad"
-                raise client.OutOfMemory(message, [{"n_pieces": n}])
+                raise chunks.OutOfMemory(message, [{"n_pieces": n}])
             return {"record": {"attempts": [{"n_pieces": n}]} if n == 4 else {}}
 
-        monkeypatch.setattr(client, "submit", submit)
+        monkeypatch.setattr(chunks, "submit", submit)
         output = str(tmp_path / "results/a/calibrate/t0000")
-        return client._submit({"name": "calibrate a t0000", "output": output, "expect": {"kind": "h5parms"}})
+        return chunks._submit({"name": "calibrate a t0000", "output": output, "expect": {"kind": "h5parms"}})
 
     return starve, asked
 
@@ -178,7 +178,7 @@ def test_chunk_that_cannot_be_cut_further_fails_with_the_remedy_and_is_not_flagg
     starve, asked = starving
     with pytest.raises(state.ClusterError) as caught:
         starve(5)
-    assert not isinstance(caught.value, client.BadChunk)
+    assert not isinstance(caught.value, chunks.BadChunk)
     assert len(asked) == 3
     first, *lines = str(caught.value).splitlines()
     assert first == (
@@ -194,9 +194,9 @@ def test_answer_about_memory_is_told_apart(run, monkeypatch):
     answer = {"error": "no memory", "bad_chunk": False, "out_of_memory": True, "attempts": [1]}
     ours, theirs = socket.socketpair()
     theirs.sendall(json.dumps(answer).encode() + b"\n")
-    monkeypatch.setattr(client, "ensure_cluster", lambda: ours)
-    with pytest.raises(client.OutOfMemory, match="no memory") as caught:
-        client.submit({"name": "calibrate a t0000"})
+    monkeypatch.setattr(chunks, "ensure_cluster", lambda: ours)
+    with pytest.raises(chunks.OutOfMemory, match="no memory") as caught:
+        chunks.submit({"name": "calibrate a t0000"})
     assert caught.value.attempts == [1]
     theirs.close()
 
@@ -207,15 +207,15 @@ def test_a_pass_without_memory_goes_on_stage_by_stage(run, monkeypatch):
     def submit(task):
         asked.append(task)
         if "stages" in task:
-            raise client.OutOfMemory("no memory", [{"n_pieces": 1}])
+            raise chunks.OutOfMemory("no memory", [{"n_pieces": 1}])
         return {"product": f"{task['output']}.tmp-12/product", "record": {}}
 
-    monkeypatch.setattr(client, "submit", submit)
+    monkeypatch.setattr(chunks, "submit", submit)
     stages = {
         "preprocess": {"run": {"links": {"in.ms": "/raw.ms"}}, "expect": {"kind": "ms"}, "output": "/a/t0000.ms"},
         "calibrate": {"run": {"links": {"in.ms": "/a/t0000.ms"}}, "expect": {"kind": "h5parms"}, "output": "/b/t0000"},
     }
-    made = client._submit_pass({"name": "calibrate a t0000", "log": "log", "output": "/a/t0000.ms", "stages": stages})
+    made = chunks._submit_pass({"name": "calibrate a t0000", "log": "log", "output": "/a/t0000.ms", "stages": stages})
     assert [task["output"] for task in asked] == ["/a/t0000.ms", "/a/t0000.ms", "/b/t0000"]
     # The solve reads what has just been made, and is told in the record by the name that this will have.
     assert (

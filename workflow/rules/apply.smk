@@ -26,4 +26,4 @@ rule apply_chunk:
     params:
         request=chunk_request("apply"),
     script:
-        "../scripts/run_chunk.py"
+        "../scripts/run_chunk.sh"

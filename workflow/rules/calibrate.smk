@@ -29,7 +29,7 @@ if ONE_PASS:
         params:
             request=chunk_request("preprocess", "calibrate"),
         script:
-            "../scripts/run_chunk.py"
+            "../scripts/run_chunk.sh"
 
 else:
 
@@ -53,4 +53,4 @@ else:
         params:
             request=chunk_request("calibrate"),
         script:
-            "../scripts/run_chunk.py"
+            "../scripts/run_chunk.sh"

@@ -4,6 +4,7 @@ Everything here is evaluated by each Snakemake process of a run, so it imports n
 """
 
 import glob
+import json
 import os
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 from snakemake.exceptions import IncompleteCheckpointException
 from snakemake.io import IOFile
 from snakemake.persistence import PersistenceBase
+from snakemake.settings.types import DeploymentMethod
 
 from chunkcal import scheduling, wsclean
 from chunkcal.lineage import digest, versions
@@ -178,7 +180,7 @@ def image_chunk_names(obs):
 
 
 def chunk_request(*stages):
-    """Return the params function of a chunk rule: the DP3 run of its stage or stages, and what to expect of it.
+    """Return the params function of a chunk rule: the DP3 run of its stage or stages, and what to expect of it, as JSON.
 
     With what makes its product out of date besides: the content of the user's files, and the version of DP3.
     """
@@ -186,9 +188,11 @@ def chunk_request(*stages):
     def request(wildcards):
         plan = plan_of(wildcards.obs)
         contents = {path: of for stage in stages for path, of in requests.contents(plan, stage).items()}
-        made_with = {"contents": contents, "dp3_version": plan["dp3_version"]}
+        asked = {"contents": contents, "dp3_version": plan["dp3_version"]}
+        if stages[0] in ("apply", "fit"):  # DP3 finds the solutions of a solve under its name, processed or not
+            asked["solutions"] = {f"{solve}.h5": final_solutions(wildcards.obs, solve) for solve in SOLVES}
         one = requests.chunk_request(plan, stages[0], wildcards.chunk) if len(stages) == 1 else None
-        return (one or requests.pass_request(plan, wildcards.chunk)) | made_with
+        return json.dumps((one or requests.pass_request(plan, wildcards.chunk)) | asked)
 
     return request
 
@@ -316,8 +320,15 @@ onstart:
             obs: plan["chunk_length"] for obs, plan in (state.read_json(Path(PLAN)) or {}).items()
         },
     }
+    deployed = DeploymentMethod.CONDA in workflow.deployment_settings.deployment_method
     try:
-        folder = client.begin_run(settings, log="logs/cluster.log", output_dir=OUT, slurm_job_name=slurm_job_name())
+        folder = client.begin_run(
+            settings,
+            log="logs/cluster.log",
+            output_dir=OUT,
+            slurm_job_name=slurm_job_name(),
+            python="python" if deployed else sys.executable,
+        )
     except ClusterError as error:
         sys.exit(f"chunkcal: {error}")
     if not terminal.begin(OUT, folder):

@@ -25,4 +25,4 @@ rule fit_chunk:
     params:
         request=chunk_request("fit"),
     script:
-        "../scripts/run_chunk.py"
+        "../scripts/run_chunk.sh"

@@ -25,4 +25,4 @@ if not ONE_PASS:
         params:
             request=chunk_request("preprocess"),
         script:
-            "../scripts/run_chunk.py"
+            "../scripts/run_chunk.sh"

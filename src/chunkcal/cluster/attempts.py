@@ -80,7 +80,7 @@ class Attempts:
         Parameters
         ----------
         request
-            As sent by `chunkcal.cluster.client.run_chunk` or `run_pass`.
+            As sent by `chunkcal.cluster.chunks.run_chunk` or `run_pass`.
         number
             Of the request, so that no two tasks have the same key.
         cluster

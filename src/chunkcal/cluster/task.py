@@ -62,7 +62,7 @@ def run_dp3(request: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]
     Parameters
     ----------
     request
-        As sent by `chunkcal.cluster.client.run_chunk`.
+        As sent by `chunkcal.cluster.chunks.run_chunk`.
     settings
         The ``dp3`` section of the configuration.
 
@@ -167,7 +167,7 @@ def run_pass(
     work, settings, worker, threads, wanted
         As `run_in`.
     request
-        As sent by `chunkcal.cluster.client.run_pass`.
+        As sent by `chunkcal.cluster.chunks.run_pass`.
 
     Returns
     -------

@@ -71,8 +71,8 @@ class FlagCounter:
         flags : (n_rows, n_channels, n_correlations) bool
         """
         cross = first != second
-        first, second, times, flags = first[cross], second[cross], times[cross], flags[cross]
-        by_channel = _count_correlations(flags)
+        by_channel = _count_correlations(flags)[cross]  # selecting counts costs less than selecting flags
+        first, second, times = first[cross], second[cross], times[cross]
         flagged, n_all = by_channel.sum(axis=1, dtype=np.int64), flags.shape[1] * flags.shape[2]
         for station in (first, second):
             for sums, weights in zip(self._by_station, (flagged, np.full(len(first), n_all)), strict=True):
