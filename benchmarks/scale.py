@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Measure how what the pipeline adds grows with the number of chunks: ``make bench-scale``.
 
-Real: planning, Snakemake with this workflow's own rules, merging and joining. Stand-ins: the scripts of all rules but
+Real: planning, Snakemake with this workflow's own rules, merging and reporting. Stand-ins: the scripts of all rules but
 planning, which make empty products in no time, so that only the cost of a job remains. A cluster of 1,000 slots is
 a model here: events on virtual time, with the measured costs of a job.
 """
@@ -169,6 +169,58 @@ def measure_merge(folder: Path, sizes: list[int]) -> list[dict[str, Any]]:
     return rows
 
 
+def measure_report(folder: Path, sizes: list[str]) -> list[dict[str, Any]]:
+    """Write reports of copies of one real chunk, in as many observations and chunks as `sizes` say, ``10x500``."""
+    options = argparse.Namespace(folder=folder, slots=1, chunks=2, size_mb=1, n_stations=30, n_channels=16, n_patches=1)
+    bench.make_input(options)
+    bench.run_case(options, "cold", folder / "one")
+    rows = []
+    for n_observations, n_chunks in (map(int, size.split("x")) for size in sizes):
+        place = folder / "many"
+        _copy_chunk(folder / "one/results", place, n_observations, n_chunks)
+        program = (
+            "import json, resource, sys, time\n"
+            "from chunkcal.cli import main\n"
+            "began = time.monotonic()\n"
+            "main(['report', sys.argv[1]])\n"
+            "used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]\n"
+            "found = {'wall_s': time.monotonic() - began, 'cpu_s': sum(one.ru_utime + one.ru_stime for one in used)}\n"
+            "print(json.dumps(found | {'rss_bytes': used[0].ru_maxrss * 1024}))\n"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", program, str(place)], check=True, stdout=subprocess.PIPE, text=True
+        )
+        found = json.loads(done.stdout.splitlines()[-1])
+        rows.append({"what": f"report, {n_observations} observations", "n_chunks": n_observations * n_chunks} | found)
+        shutil.rmtree(place)
+    return rows
+
+
+def _copy_chunk(results: Path, target: Path, n_observations: int, n_chunks: int) -> None:
+    """Make a folder of results in which all chunks are copies of the first one, each at its own time."""
+    plan = json.loads((results / "plan/observations.json").read_text())["bench"]
+    first, length_s = plan["chunks"][0], plan["chunks"][0]["n_slots"] * plan["observation"]["interval_s"]
+    plan["observation"]["n_slots"] = n_chunks * first["n_slots"]
+    plan["chunks"] = [
+        first | {"name": f"t{number:04}", "start_slot": number * first["n_slots"]} for number in range(n_chunks)
+    ]
+    names = [f"o{number}" for number in range(n_observations)]
+    (target / "plan").mkdir(parents=True)
+    (target / "plan/observations.json").write_text(json.dumps(dict.fromkeys(names, plan)))
+    for name in names:
+        for folder in ("solutions", "fit"):
+            shutil.copytree(results / "bench" / folder, target / name / folder)
+        shutil.copy(results / "bench/quality.json", target / name)
+        for stage in ("preprocess", "calibrate", "apply"):
+            record = json.loads((results / f"bench/{stage}/t0000.json").read_text())
+            (target / name / stage).mkdir()
+            for chunk in plan["chunks"]:
+                (target / name / stage / f"{chunk['name']}.json").write_text(json.dumps(record))
+                for found in record["verified"].values():
+                    if isinstance(found, dict) and found.get("counts"):
+                        found["counts"]["times"]["start"] += length_s
+
+
 def occupancy(
     task_s: float, n_tasks: int, snakemake_s: float, script_s: float, supervisor_s: float, n_cores: int, n_slots: int
 ) -> float:
@@ -230,6 +282,12 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, nargs="+", default=[50, 200, 400], help="chunks of the runs with stand-ins")
     parser.add_argument("--merges", type=int, nargs="+", default=[10, 100, 1000], help="chunks that are merged")
     parser.add_argument(
+        "--reports",
+        nargs="+",
+        default=["1x50", "10x50", "100x50", "1x500"],
+        help="observations x chunks of the reports",
+    )
+    parser.add_argument(
         "--supervisor-ms", type=float, default=20.0, help="CPU of the supervisor per task, for the model"
     )
     parser.add_argument("--script-cores", type=int, default=8, help="cores for scripts, for the model")
@@ -244,6 +302,7 @@ def main() -> int:
         rows.append(measure_jobs(options.folder / f"jobs{n_chunks}", n_chunks))
         print(json.dumps(rows[-1]), flush=True)
     rows += measure_merge(options.folder / "merge", options.merges)
+    rows += measure_report(options.folder / "report", options.reports)
     table = pd.DataFrame(rows)
     table["cpu_ms_per_job"] = 1e3 * table.cpu_s / table.chunk_jobs
     table.to_csv(options.folder / "scale.tsv", sep="\t", index=False)

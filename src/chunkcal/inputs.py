@@ -107,8 +107,9 @@ def refuse_output_dir(path: str) -> None:
     Raises
     ------
     UserError
-        A part of the path is no folder, or the user may not write there.
+        A part of the path is no folder, or the user may not write there, or casacore would look elsewhere.
     """
+    _refuse_variables("output_dir", path)
     place = os.path.abspath(path)
     while not os.path.lexists(place) and os.path.dirname(place) != place:
         place = os.path.dirname(place)
@@ -128,12 +129,21 @@ def refuse_scratch_dir(path: str | None) -> None:
     """
     if path is None:
         return
+    _refuse_variables("scratch_dir", path)
     place = os.path.expanduser(path)
     if not os.path.isdir(place):
         reason = "is no folder" if os.path.lexists(place) else "does not exist"
         raise UserError(f"scratch_dir: {path} {reason}; make the folder (is the disk mounted?), or choose another one")
     if not os.access(place, os.W_OK | os.X_OK):
         raise UserError(f"scratch_dir: {path} cannot be written to; choose another folder, or see to it that you may")
+
+
+def _refuse_variables(key: str, path: str) -> None:
+    place = os.path.abspath(os.path.expanduser(path))
+    if os.path.expandvars(place) != place:
+        raise UserError(
+            f"{key}: {place} names an environment variable, which casacore replaces by its value; choose another folder"
+        )
 
 
 def chunks_dir(config: Mapping[str, Any]) -> str:

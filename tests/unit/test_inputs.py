@@ -164,6 +164,17 @@ def test_chunks_lie_in_output_dir_unless_there_is_a_scratch_dir(tmp_path, monkey
     assert chunks_dir(given | {"keep_chunks": True}) == "results"
 
 
+@pytest.mark.parametrize(("key", "refuse"), [("output_dir", refuse_output_dir), ("scratch_dir", refuse_scratch_dir)])
+def test_a_folder_that_casacore_would_look_for_elsewhere(tmp_path, monkeypatch, key, refuse):
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.delenv("NOWHERE", raising=False)
+    for name in ("$HOME", "$NOWHERE"):
+        (tmp_path / name).mkdir()
+    refuse(str(tmp_path / "$NOWHERE"))
+    with pytest.raises(UserError, match=rf"^{key}: .*/\$HOME names an environment variable"):
+        refuse(str(tmp_path / "$HOME"))
+
+
 def test_a_scratch_dir_must_be_a_folder(tmp_path):
     refuse_scratch_dir(None)
     refuse_scratch_dir(str(tmp_path))

@@ -33,12 +33,15 @@ def test_every_case_is_measured(tmp_path):
 
 def test_growth_is_measured(tmp_path):
     folder = tmp_path / "scale"
-    sizes = "--observations 1 --chunks 2 --jobs 1 2 --merges 2".split()
+    sizes = "--observations 1 --chunks 2 --jobs 1 2 --merges 2 --reports 1x2 2x3".split()
     command = [sys.executable, str(ROOT / "benchmarks/scale.py"), "--folder", str(folder), *sizes]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     table = pd.read_csv(folder / "scale.tsv", sep="\t")
-    assert list(table.what) == ["dry run", "dry run", "jobs", "jobs", "merge"]
+    assert list(table.what) == [
+        *("dry run", "dry run", "jobs", "jobs", "merge"),
+        *("report, 1 observations", "report, 2 observations"),
+    ]
     assert list(table.chunk_jobs[:4]) == [3, 6, 3, 6]
     assert "Model of 1000 slots" in done.stdout
     assert done.stdout.count("slots busy") == 4

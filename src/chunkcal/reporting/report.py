@@ -9,12 +9,14 @@ import argparse
 import base64
 import datetime
 import json
+import multiprocessing
 import os
 import statistics
 import sys
 import uuid
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +25,16 @@ import jinja2
 import chunkcal
 from chunkcal import plots
 from chunkcal.planning.requests import STAGES, data_bytes
-from chunkcal.reporting.figures import Budget, flag_figures, gantt_figure, image_figure, solution_figures, span_of
-from chunkcal.reporting.results import Clock, Flags, Result, Run, collect, collect_folder
+from chunkcal.reporting.figures import (
+    Budget,
+    Figure,
+    flag_figures,
+    gantt_figure,
+    image_figure,
+    solution_figures,
+    span_of,
+)
+from chunkcal.reporting.results import Clock, Flags, Result, Run, Task, collect, collect_folder
 from chunkcal.reporting.summary import gain_text, percent
 
 _MJD_0 = datetime.datetime(1858, 11, 17, tzinfo=datetime.UTC)
@@ -32,6 +42,7 @@ _UNIX_0 = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 _ROWS_PER_TABLE = 21  # at most; stations stand side by side in as many tables as needed
 _SCALES = (0.05, 0.1, 0.2, 0.5, 1.0)  # flagged fractions that bars may reach to
 _HIGH = 0.5  # flagged fraction from which on a station is named
+_MAX_PROCESSES = 8
 _LONG = 60  # characters of a parameter's value; the whole stands in the list of DP3 parameters
 
 
@@ -108,9 +119,15 @@ def render(run: Run, settings: Mapping[str, Any]) -> str:
     )
     environment.filters |= {"percent": percent, "data_uri": _data_uri, "duration": duration, "size": size}
     budget = Budget()
+    with _artists() as pool:
+        # The solutions of an observation are drawn here, meanwhile: what is spent on them decides on the next one's.
+        flags = [pool.submit(flag_figures, result, span_of(result.plan)) for result in run.observations.values()]
+        timings = pool.submit(_timings, run.tasks)
+        observations = [_observation(*pair, budget) for pair in zip(run.observations.values(), flags, strict=True)]
+        timings = timings.result()
     return environment.get_template("report.html.j2").render(
-        observations=[_observation(result, budget) for result in run.observations.values()],
-        timings=_timings(run),
+        observations=observations,
+        timings=timings,
         settings=json.dumps(settings, indent=1, ensure_ascii=False, default=str),
         versions=_versions(run),
         light=plots.LIGHT,
@@ -118,10 +135,16 @@ def render(run: Run, settings: Mapping[str, Any]) -> str:
     )
 
 
+def _artists() -> Executor:
+    """Give processes that draw, as many as this one may use cores."""
+    n_processes = min(_MAX_PROCESSES, len(os.sched_getaffinity(0)))
+    return ProcessPoolExecutor(n_processes, multiprocessing.get_context("fork"))
+
+
 # ---- one observation ------------------------------------------------------------------------------------
 
 
-def _observation(result: Result, budget: Budget) -> dict[str, Any]:
+def _observation(result: Result, flags: Future[list[Figure]], budget: Budget) -> dict[str, Any]:
     factor = result.fit.factor if result.fit else None
     tone = "neutral" if factor is None else "good" if factor >= 1 else "bad"
     failed = result.quality is not None and result.quality["verdict"] == "fail"
@@ -130,6 +153,7 @@ def _observation(result: Result, budget: Budget) -> dict[str, Any]:
     span = span_of(result.plan)
     solves, note = _solves(result)
     image, image_facts = image_figure(result.images, result.name) if result.images else (None, None)
+    solve_figures = solution_figures(result.name, solves, span, budget)
     return {
         "name": result.name,
         "tone": tone,
@@ -148,8 +172,8 @@ def _observation(result: Result, budget: Budget) -> dict[str, Any]:
         "parsets": [(stage, result.plan["runs"][stage]) for stage in STAGES if result.plan["runs"].get(stage)],
         "flags": _flag_tables(result),
         "flag_steps": _flag_steps(result),
-        "flag_figures": flag_figures(result, span),
-        "solves": solution_figures(result.name, solves, span, budget),
+        "flag_figures": flags.result(),
+        "solves": solve_figures,
         "solves_note": note,
         "image": image,
         "image_facts": image_facts,
@@ -290,14 +314,14 @@ def _solves(result: Result) -> tuple[dict[str, Path], str]:
 # ---- timings and versions -------------------------------------------------------------------------------
 
 
-def _timings(run: Run) -> dict[str, Any] | None:
-    if not run.tasks:
+def _timings(tasks: Sequence[Task]) -> dict[str, Any] | None:
+    if not tasks:
         return None
-    clock = Clock.of(run.tasks)
-    slots = {(task.host, task.worker) for task in run.tasks}
+    clock = Clock.of(tasks)
+    slots = {(task.host, task.worker) for task in tasks}
     stages = []
     for stage in STAGES:
-        own = [task for task in run.tasks if task.stage == stage]
+        own = [task for task in tasks if task.stage == stage]
         if own:
             wall = [task.end - task.start for task in own]
             stages.append(
@@ -310,7 +334,7 @@ def _timings(run: Run) -> dict[str, Any] | None:
                     "memory": max(task.max_rss_kb for task in own) * 1024,
                 }
             )
-    busy = sum(task.end - task.start for task in run.tasks)
+    busy = sum(task.end - task.start for task in tasks)
     n_runs = {row["stage"]: row["n"] for row in stages}
     return {
         "stages": stages,
@@ -321,9 +345,9 @@ def _timings(run: Run) -> dict[str, Any] | None:
         "n_pauses": len(clock.pauses),
         "n_slots": len(slots),
         "busy": busy,
-        "cpu": sum(task.cpu_s for task in run.tasks),
+        "cpu": sum(task.cpu_s for task in tasks),
         "occupancy": busy / (len(slots) * clock.length) if clock.length > 0 else None,
-        "figure": gantt_figure(run.tasks, clock),
+        "figure": gantt_figure(tasks, clock),
     }
 
 
