@@ -234,9 +234,8 @@ def main() -> int:
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     options = parser.parse_args()
     options.folder = options.folder.absolute()
-    os.environ.pop(
-        "PYTHONDONTWRITEBYTECODE", None
-    )  # else each process compiles this project's modules, if it is a checkout
+    # With it, each process would compile the modules of a checkout.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     shutil.rmtree(options.folder, ignore_errors=True)
     input_bytes = make_input(options)
     runs: dict[str, list[dict[str, Any]]] = {case: [] for case in options.cases}
