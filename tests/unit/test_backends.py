@@ -97,7 +97,7 @@ def test_ssh_waits_no_longer_than_the_supervisor():
 @pytest.fixture
 def run_folder(tmp_path, monkeypatch):
     """State folder of a run that this process owns."""
-    monkeypatch.setattr(state.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     return state.create({}, tmp_path / "log", tmp_path / "results")
 
 

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     """A run that the test owns; it has no cluster."""
-    monkeypatch.setattr(state.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     settings = {"cluster": {"backend": "local"}, "dp3": {"command": "DP3"}}
     folder = state.create(settings, tmp_path / "cluster.log", tmp_path / "results")
     monkeypatch.setenv(state.RUN_VARIABLE, str(folder))
@@ -101,7 +101,7 @@ def test_answer_about_memory_is_told_apart(run, monkeypatch):
     answer = {"error": "no memory", "bad_chunk": False, "out_of_memory": True, "attempts": [1]}
     ours, theirs = socket.socketpair()
     theirs.sendall(json.dumps(answer).encode() + b"\n")
-    monkeypatch.setattr(chunks, "ensure_cluster", lambda: ours)
+    monkeypatch.setattr(chunks, "_connection", lambda: ours)
     with pytest.raises(chunks.OutOfMemory, match="no memory") as caught:
         chunks.submit({"name": "calibrate a t0000"})
     assert caught.value.attempts == [1]

@@ -13,7 +13,7 @@ from chunkcal.cluster import client, state
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     """A run that the test owns, before its cluster is started; gives the path of the cluster's log."""
-    monkeypatch.setattr(state.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     log = tmp_path / "logs/cluster.log"
     log.parent.mkdir()
     log.write_text("what an earlier cluster wrote\n")

@@ -14,7 +14,7 @@ from chunkcal.reporting.progress import Cell, Snapshot, Task, Watcher
 @pytest.fixture
 def going(tmp_path, monkeypatch):
     """A run of two observations that has made two chunks of six, and found one of an earlier run."""
-    monkeypatch.setattr(state.tempfile, "gettempdir", lambda: str(tmp_path / "t"))
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path / "t"))
     (tmp_path / "t").mkdir()
     results = tmp_path / "results"
     runs = {"preprocess": {}, "calibrate": {}, "apply": None}

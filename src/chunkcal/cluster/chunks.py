@@ -1,7 +1,7 @@
 """What each chunk job does: have the cluster run DP3 on a chunk, and commit the product.
 
-``workflow/scripts/run_chunk.sh`` calls it with the paths of a job, and the request as JSON on standard input. Standard
-library only, as `chunkcal.cluster.client`.
+``workflow/scripts/run_chunk.sh`` calls it with the paths of a job, and the request as JSON on standard input. There are
+thousands of them, so nothing is imported that a chunk does not always need.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import glob
 import json
 import os
-import shutil
 import signal
 import socket
 import sys
@@ -17,11 +16,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from chunkcal.cluster import state
-from chunkcal.cluster.client import ensure_cluster, remove_attempts
 from chunkcal.cluster.state import ClusterError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 # A supervisor that dies under a task is replaced; one task may outlive so many of them.
 MAX_SUPERVISORS_PER_TASK = 3
@@ -68,7 +69,7 @@ def submit(request: dict[str, Any]) -> dict[str, Any]:
     """
     line = json.dumps({"do": "run", "request": request}).encode() + b"\n"
     for _ in range(MAX_SUPERVISORS_PER_TASK):
-        with ensure_cluster() as connection, connection.makefile("rb") as answers:
+        with _connection() as connection, connection.makefile("rb") as answers:
             try:
                 connection.sendall(line)
                 answer = answers.readline()
@@ -85,6 +86,15 @@ def submit(request: dict[str, Any]) -> dict[str, Any]:
             return reply["result"]
         time.sleep(0.2)  # closed without an answer: the supervisor has died, or is being stopped
     raise ClusterError(f"{request['name']}: the cluster died {MAX_SUPERVISORS_PER_TASK} times under this task")
+
+
+def _connection() -> socket.socket:
+    connection = state.connect(state.folder_of_this_run())
+    if connection:
+        return connection
+    from chunkcal.cluster import client  # as slow to import as all the rest; only for a supervisor that has died
+
+    return client.ensure_cluster()
 
 
 def run_chunk(
@@ -184,6 +194,21 @@ def _attempting(*outputs: str) -> Iterator[None]:
             remove_attempts(glob.escape(output))
 
 
+def remove_attempts(pattern: str) -> None:
+    """Remove what attempts at the products that match a glob pattern have left behind."""
+    for path in glob.glob(pattern + ".tmp-*"):
+        _remove(path)
+
+
+def _remove(path: str) -> None:
+    if os.path.isdir(path):
+        import shutil  # rarely needed
+
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        os.unlink(path)
+
+
 def _submit(task: dict[str, Any]) -> dict[str, Any]:
     """Submit a task of one stage; while there is too little memory for it, again in pieces half as long."""
     attempts: list[dict[str, Any]] = []
@@ -270,7 +295,7 @@ def _commit(made: list[tuple[dict[str, Any], str, str]]) -> None:
     for result, output, record in made:
         state.write_json(Path(record), result["record"])
         if os.path.isdir(output) and not os.path.islink(output):
-            shutil.rmtree(output)
+            _remove(output)
         os.rename(result["product"], output)
 
 

@@ -1,7 +1,7 @@
 """How Snakemake's side begins and ends a run, and finds or starts its cluster.
 
-Standard library only, because each of thousands of chunk jobs imports it: `distributed` alone would cost 0.7 CPU-s
-a chunk. The dask client lives in the supervisor; this end speaks one line of JSON each way over a unix socket.
+Standard library only: `distributed` alone would cost 0.7 CPU-s. The dask client lives in the supervisor; this end
+speaks one line of JSON each way over a unix socket.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from chunkcal.cluster import leftovers, state
+from chunkcal.cluster.chunks import remove_attempts
 from chunkcal.cluster.state import BATCH_BACKENDS, RUN_VARIABLE, ClusterError
 from chunkcal.logs import last_lines, tell
 
@@ -139,7 +140,7 @@ def end_run() -> bool:
 def stop(folder: Path) -> None:
     """Ask the supervisor to end, and return when it has; one that does not is killed with its whole session."""
     supervisor = state.read_json(folder / "supervisor.json")
-    connection = _connect(folder)
+    connection = state.connect(folder)
     if connection is None:
         return
     try:
@@ -166,7 +167,7 @@ def status(folder: Path) -> dict[str, Any] | None:
         ``n_slots``, ``dashboard``; ``running`` and ``waiting``, lists of ``name``, ``log`` and ``seconds`` (since it
         began, or was asked for); ``finished``, by stage: number of tasks and their time in slots (s).
     """
-    connection = _connect(folder)
+    connection = state.connect(folder)
     if connection is None:
         return None
     with connection, connection.makefile("rb") as answers:
@@ -176,19 +177,6 @@ def status(folder: Path) -> dict[str, Any] | None:
             return json.loads(answers.readline())
         except (OSError, ValueError):
             return None
-
-
-def _connect(folder: Path) -> socket.socket | None:
-    supervisor = state.read_json(folder / "supervisor.json")
-    if supervisor is None:
-        return None
-    connection = socket.socket(socket.AF_UNIX)
-    try:
-        connection.connect(supervisor["socket"])
-    except OSError:
-        connection.close()
-        return None
-    return connection
 
 
 def ensure_cluster() -> socket.socket:
@@ -202,13 +190,13 @@ def ensure_cluster() -> socket.socket:
         The supervisor did not come up, or the run has been interrupted.
     """
     folder = state.folder_of_this_run()
-    connection = _connect(folder)
+    connection = state.connect(folder)
     if connection:
         return connection
     asked = time.time()
     with open(folder / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        connection = _connect(folder)
+        connection = state.connect(folder)
         if connection:
             return connection
         failure = folder / "failure"
@@ -269,7 +257,7 @@ def _start_supervisor(folder: Path) -> socket.socket:
                 raise ClusterError(f"the cluster did not start: {failure.read_text()}; log: {log}")
             reason = f"exit status {process.returncode}; log: {log}"
             raise ClusterError(f"the cluster did not start: {reason}{last_lines(log, start)}")
-        connection = _connect(folder)
+        connection = state.connect(folder)
         if connection:
             _show_notices(folder, n_notices)
             return connection
@@ -290,15 +278,6 @@ def _show_notices(folder: Path, n_shown: int) -> int:
     for line in lines[n_shown:]:
         tell(line)
     return len(lines)
-
-
-def remove_attempts(pattern: str) -> None:
-    """Remove what attempts at the products that match a glob pattern have left behind."""
-    for path in glob.glob(pattern + ".tmp-*"):
-        if os.path.isdir(path):
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            os.unlink(path)
 
 
 def leave_scratch(folder: str) -> None:

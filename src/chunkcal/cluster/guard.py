@@ -1,18 +1,19 @@
 """Run one program in its own session and kill that whole session when whoever holds our standard input is gone.
 
-Started by a worker as ``python -I -S guard.py USAGE_FILE PROGRAM ARG...`` (about 15 ms). The worker holds the other
-end of the pipe, so any death of the worker, also by SIGKILL, closes it. PDEATHSIG alone is not enough: it reaches
-the child but not what the child has started.
+Started by a worker as ``python -I -S guard.py USAGE_FILE PROGRAM ARG...``. The worker holds the other end of the pipe,
+so any death of the worker, also by SIGKILL, closes it. PDEATHSIG alone is not enough: it reaches the child but not what
+the child has started.
+
+Each DP3 run starts one, so it imports little: json, and enum behind signal, would double what it uses.
 
 When the program has ended, its own resource use is in USAGE_FILE (JSON), and the guard's exit status is the
 program's, or 128 + the number of the signal that killed it.
 """
 
+import _signal as signal
 import ctypes
-import json
 import os
 import select
-import signal
 import sys
 
 PR_SET_PDEATHSIG = 1
@@ -79,7 +80,7 @@ def main(usage_file: str, argv: list[str]) -> int:
     if ended not in ready:
         return STOPPED_BY_US
     with open(usage_file, "w") as file:
-        json.dump({"cpu_s": usage.ru_utime + usage.ru_stime, "max_rss_kb": usage.ru_maxrss}, file)
+        file.write(f'{{"cpu_s": {usage.ru_utime + usage.ru_stime}, "max_rss_kb": {usage.ru_maxrss}}}')
     return 128 + os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
 
 

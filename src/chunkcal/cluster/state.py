@@ -1,8 +1,9 @@
 """The state folder of one pipeline run: who owns the run, what cluster it wants, where its supervisor listens.
 
-Standard library only: every chunk's script reads it. The folder (mode 0700) lies in the temporary directory, not in the
-results: sockets need short paths, and nothing in it may outlive the run. Its path travels in `RUN_VARIABLE`, which
-Snakemake's jobs inherit, so a script can only ever find the cluster of its own run.
+Every chunk's script reads it, so at its head it imports little: typing, shutil, tempfile and subprocess would cost half
+as much again. The folder (mode 0700) lies in the temporary directory, not in the results: sockets need short paths, and
+nothing in it may outlive the run. Its path travels in `RUN_VARIABLE`, which Snakemake's jobs inherit, so a script can
+only ever find the cluster of its own run.
 
 ======================  ====================================================================================
 ``run.json``            owner (host, pid, start time), working folder, folder of the products, cluster and DP3
@@ -21,13 +22,14 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import socket
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 RUN_VARIABLE = "CHUNKCAL_RUN"
 PREFIX = "chunkcal-"
@@ -92,8 +94,24 @@ def read_json(path: Path) -> Any:
         return None
 
 
+def connect(folder: Path) -> socket.socket | None:
+    """Return a connection to the supervisor of the run with this state folder; None if none is running."""
+    supervisor = read_json(folder / "supervisor.json")
+    if supervisor is None:
+        return None
+    connection = socket.socket(socket.AF_UNIX)
+    try:
+        connection.connect(supervisor["socket"])
+    except OSError:
+        connection.close()
+        return None
+    return connection
+
+
 def create(settings: dict[str, Any], log: Path, output_dir: Path) -> Path:
     """Make the state folder of a run that the calling process owns, and remove those of dead owners."""
+    import tempfile
+
     base = tempfile.gettempdir()
     if len(base) > LONGEST_FOLDER:
         base = "/tmp"
@@ -112,6 +130,8 @@ def create(settings: dict[str, Any], log: Path, output_dir: Path) -> Path:
 
 
 def _remove_orphans(base: Path) -> None:
+    import shutil
+
     for folder in base.glob(PREFIX + "*"):
         run = read_json(folder / "run.json")
         if run and folder.stat().st_uid == os.getuid() and not owner_is_alive(run["owner"]):
@@ -137,6 +157,8 @@ def shared_folder(folder: Path) -> Iterator[Path]:
 
 def remove_shared_folder(folder: Path) -> None:
     """Remove the shared folder of the run with this state folder, if there is one."""
+    import shutil
+
     shared = _shared_path(folder)
     shutil.rmtree(shared, ignore_errors=True)
     try:
@@ -151,6 +173,8 @@ def _shared_path(folder: Path) -> Path:
 
 def find(output_dir: Path) -> Path | None:
     """Find the state folder of the live run of this user that writes to an output folder."""
+    import tempfile
+
     for base in {tempfile.gettempdir(), "/tmp"}:
         for folder in Path(base).glob(PREFIX + "*"):
             run = read_json(folder / "run.json")
