@@ -125,7 +125,7 @@ def _whole(folder: str) -> None:
     subprocess.run([sys.executable, str(ME), "all", folder, "1"], check=True)
 
 
-def run_cluster(scheduler_file: Path, n_slots: int) -> None:
+def run_cluster(scheduler_file: Path, n_slots: int, n_threads: int) -> None:
     """Be a dask cluster that a user has started by hand, as docs/clusters.md says, until SIGTERM."""
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # to be waited for
     dask = [sys.executable, "-m", "dask"]
@@ -137,8 +137,9 @@ def run_cluster(scheduler_file: Path, n_slots: int) -> None:
         while not starting.exists():
             time.sleep(0.1)
         for _ in range(n_slots):
-            command = [*dask, "worker", "--scheduler-file", str(starting), "--nthreads", "1", "--no-dashboard"]
-            command += ["--resources", "subprocess_slots=1", "--local-directory", str(scheduler_file.parent)]
+            command = [*dask, "worker", "--scheduler-file", str(starting), "--nthreads", str(n_threads)]
+            command += ["--resources", "subprocess_slots=1", "--no-dashboard"]
+            command += ["--local-directory", str(scheduler_file.parent)]
             started.append(_start(command))
         with Client(scheduler_file=str(starting), timeout=60) as client:
             client.wait_for_workers(n_slots, timeout=60)
@@ -177,6 +178,7 @@ def main() -> int:
     action.add_argument("folders", type=Path, nargs="+")
     action = actions.add_parser("cluster", help="a dask cluster, until SIGTERM")
     action.add_argument("n_slots", type=int)
+    action.add_argument("n_threads", type=int)
     action.add_argument("scheduler_file", type=Path)
     options = parser.parse_args()
     match options.action:
@@ -189,7 +191,7 @@ def main() -> int:
         case "per-ms":
             run_per_ms(options.folders, options.n_slots)
         case "cluster":
-            run_cluster(options.scheduler_file, options.n_slots)
+            run_cluster(options.scheduler_file, options.n_slots, options.n_threads)
     return 0
 
 

@@ -63,7 +63,7 @@ def configuration(options: argparse.Namespace, folder: Path, n_chunks: int, **cl
             "solves": [SOLVE | ({"directions": "patches"} if several else {})],
         },
         "apply": {"direction": "patch0"} if several else {},
-        "cluster": {"n_slots": options.slots, "threads_per_slot": 1} | cluster,
+        "cluster": {"n_slots": options.slots, "threads_per_slot": options.threads} | cluster,
     }
 
 
@@ -97,27 +97,28 @@ def run_case(options: argparse.Namespace, case: str, folder: Path) -> dict[str, 
     folder.mkdir(parents=True)
     python, background = [sys.executable, str(HERE / "bare.py")], []
     products = folder / "joined.ms", folder / "gain.h5"
+    cores = str(options.slots * options.threads)
     match case:
         case "unchunked":
-            bare.prepare(folder, plan_of(options, 1), options.slots)
+            bare.prepare(folder, plan_of(options, 1), options.slots * options.threads)
             argv = [*python, "all", str(folder), "1"]
         case "xargs":
-            bare.prepare(folder, plan_of(options, options.chunks), 1)
+            bare.prepare(folder, plan_of(options, options.chunks), options.threads)
             argv = [*python, "all", str(folder), str(options.slots)]
         case "per-ms":
-            bare.prepare(folder, plan_of(options, 1), 1)
+            bare.prepare(folder, plan_of(options, 1), options.threads)
             argv = [*python, "per-ms", str(options.slots), str(folder)]
         case _:
             cluster = {}
             if case == "running":
-                ready = folder / "scheduler.json"
-                background = ["--background", json.dumps([*python, "cluster", str(options.slots), str(ready)])]
+                ready, layout = folder / "scheduler.json", (str(options.slots), str(options.threads))
+                background = ["--background", json.dumps([*python, "cluster", *layout, str(ready)])]
                 background += ["--ready", str(ready)]
                 cluster = {"backend": "existing", "scheduler_file": str(ready)}
             config = configuration(options, folder, options.chunks, **cluster)
             (folder / "config.yaml").write_text(yaml.safe_dump(config))
             argv = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--directory"]
-            argv += [str(folder), "--configfile", "config.yaml", "--cores", str(options.slots), "--quiet", "all"]
+            argv += [str(folder), "--configfile", "config.yaml", "--cores", cores, "--quiet", "all"]
             argv += ["--workflow-profile", str(ROOT / "profiles/default")]  # as in a checkout, where it is found
             products = folder / "results/bench/bench.ms", folder / "results/bench/solutions/gain.h5"
     if case in ("unchunked", "per-ms"):
@@ -229,9 +230,12 @@ def main() -> int:
         "--n-patches", type=int, default=1, help="of the sky model; each is solved for if there are more"
     )
     parser.add_argument("--chunks", type=int, default=8)
-    parser.add_argument("--slots", type=int, default=2, help="of one thread each")
+    parser.add_argument("--slots", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1, help="of each slot")
     parser.add_argument("--repetitions", type=int, default=3)
-    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument(
+        "--cases", nargs="+", choices=CASES, default=list(CASES), help="in this order; one may be there several times"
+    )
     options = parser.parse_args()
     options.folder = options.folder.absolute()
     # With it, each process would compile the modules of a checkout.
@@ -251,10 +255,10 @@ def main() -> int:
             print(f"{repetition + 1}/{options.repetitions} {case}: {json.dumps(found)}", flush=True)
             runs[case].append(found)
             shutil.rmtree(folder)
-    table = pd.DataFrame([medians(runs[case], case, input_bytes) for case in options.cases])
+    table = pd.DataFrame([medians(runs[case], case, input_bytes) for case in runs])
     title = (
         f"{datetime.date.today()}, {machine()}; input {input_bytes / 1e6:.0f} MB, {options.chunks} chunks, "
-        f"{options.slots} slots of one thread, medians of {options.repetitions}"
+        f"slots x threads: {options.slots} x {options.threads}, repetitions: {options.repetitions}"
     )
     table.to_csv(options.folder / "table.tsv", sep="\t", index=False)
     text = as_markdown(table, title)

@@ -127,9 +127,15 @@ def measure_jobs(folder: Path, n_chunks: int) -> dict[str, Any]:
     return {"what": "jobs", "n_chunks": n_chunks} | found | {"chunk_jobs": len(records)}
 
 
+def _small(folder: Path, n_stations: int) -> argparse.Namespace:
+    """Give the options of `bench` for an input of two small chunks."""
+    sizes = {"size_mb": 1, "n_stations": n_stations, "n_channels": 16, "n_patches": 1}
+    return argparse.Namespace(folder=folder, slots=1, threads=1, chunks=2, **sizes)
+
+
 def measure_merge(folder: Path, sizes: list[int]) -> list[dict[str, Any]]:
     """Merge copies of one chunk's real solutions, each moved in time, in processes of their own."""
-    options = argparse.Namespace(folder=folder, slots=1, chunks=2, size_mb=1, n_stations=20, n_channels=16, n_patches=1)
+    options = _small(folder, n_stations=20)
     bench.make_input(options)
     plan = bench.plan_of(options, 2)
     bare.prepare(folder / "one", plan, 1)
@@ -171,7 +177,7 @@ def measure_merge(folder: Path, sizes: list[int]) -> list[dict[str, Any]]:
 
 def measure_report(folder: Path, sizes: list[str]) -> list[dict[str, Any]]:
     """Write reports of copies of one real chunk, in as many observations and chunks as `sizes` say, ``10x500``."""
-    options = argparse.Namespace(folder=folder, slots=1, chunks=2, size_mb=1, n_stations=30, n_channels=16, n_patches=1)
+    options = _small(folder, n_stations=30)
     bench.make_input(options)
     bench.run_case(options, "cold", folder / "one")
     rows = []
