@@ -79,7 +79,13 @@ def make_input(options: argparse.Namespace) -> int:
     sizes |= {"--n-slots": windows * WINDOW_SLOTS * options.chunks, "--seed": 42}
     command = [sys.executable, "-m", "chunkcal.cli", "simulate", str(path)]
     subprocess.run([*command, *(str(word) for pair in sizes.items() for word in pair)], check=True, stdout=sys.stderr)
-    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    return size_of(path)
+
+
+def size_of(path: Path) -> int:
+    """Give the bytes of a file, or of all files below a folder."""
+    files = [path] if path.is_file() else path.rglob("*")
+    return sum(file.stat().st_size for file in files if file.is_file())
 
 
 def plan_of(options: argparse.Namespace, n_chunks: int) -> dict[str, Any]:
@@ -130,6 +136,7 @@ def run_case(options: argparse.Namespace, case: str, folder: Path) -> dict[str, 
     if status:
         sys.exit(f"{case} ended with status {status}; see {folder / 'output'}")
     found = json.loads(measured.read_text())
+    found["output_bytes"] = sum(size_of(product) for product in products)
     found["digests"] = contents.of_ms(products[0]) | contents.of_h5parm(products[1])
     if case in ("running", "cold"):
         found |= slots(folder / "results", options.slots)
@@ -171,7 +178,7 @@ def medians(runs: list[dict[str, Any]], case: str, input_bytes: int) -> dict[str
     row = {"case": case, "repetitions": len(runs), "wall_s": median("wall_s")}
     row |= {"wall_min_s": min(run["wall_s"] for run in runs), "wall_max_s": max(run["wall_s"] for run in runs)}
     row |= {key: median(key) for key in ("cpu_s", "peak_rss_bytes", "read_bytes", "written_bytes")}
-    row |= {"bytes_per_input_byte": (row["read_bytes"] + row["written_bytes"]) / input_bytes}
+    row |= {"input_bytes": input_bytes, "output_bytes": median("output_bytes")}
     row |= {key: median(key) for key in ("n_tasks", "dp3_cpu_s", "occupancy", "median_gap_s", "p90_gap_s")}
     if row["dp3_cpu_s"] is not None:
         row["outside_dp3_fraction"] = 1 - row["dp3_cpu_s"] / row["cpu_s"]
@@ -198,12 +205,14 @@ def as_markdown(table: pd.DataFrame, title: str) -> str:
     lines = [
         title,
         "",
-        "| case | wall s (range) | / xargs | CPU s | outside DP3 | peak GB | read + written / input | occupancy "
+        "| case | wall s (range) | / xargs | CPU s | outside DP3 | peak GB "
+        "| read + written / input, / input + output | occupancy "
         "| gap ms (median, 90 %) |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for _, row in table.iterrows():
         gap = "" if pd.isna(row.median_gap_s) else f"{1e3 * row.median_gap_s:.0f}, {1e3 * row.p90_gap_s:.0f}"
+        moved = row.read_bytes + row.written_bytes
         cells = [
             CASES[row.case],
             f"{row.wall_s:.1f} ({row.wall_min_s:.1f}–{row.wall_max_s:.1f})",
@@ -211,7 +220,7 @@ def as_markdown(table: pd.DataFrame, title: str) -> str:
             f"{row.cpu_s:.1f}",
             cell(row.get("outside_dp3_fraction"), "{:.1%}"),
             f"{row.peak_rss_bytes / 1e9:.2f}",
-            f"{row.bytes_per_input_byte:.1f}",
+            f"{moved / row.input_bytes:.1f}, {moved / (row.input_bytes + row.output_bytes):.1f}",
             cell(row.occupancy, "{:.1%}"),
             gap,
         ]

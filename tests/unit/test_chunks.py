@@ -5,6 +5,7 @@ import json
 import os
 import socket
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -209,3 +210,15 @@ def test_the_script_hands_over_what_snakemake_gives_it(tmp_path):
     paths = ["<it's $HOME.ms>", "<>", "<a  b.ms>", "<b.json>", "<>", "<>"]
     assert words[3:] == ["<other_apply a t0000>", "<a log>", *paths]
     assert request == """{"a": "'$x"}"""
+
+
+@pytest.mark.parametrize(
+    ("folder", "module", "slow"),
+    [("src/chunkcal/cluster", "guard", {"enum", "json"}), ("src", "chunkcal.cluster.chunks", {"typing", "subprocess"})],
+)
+def test_what_starts_with_each_chunk_imports_little(folder, module, slow):
+    code = f"import sys; sys.path.append({str(ROOT / folder)!r}); import {module}; print(*sys.modules)"
+    command = [sys.executable, "-I", "-S", "-c", code]  # packages that are installed may have hooks
+    modules = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    assert module in modules
+    assert not slow & set(modules)

@@ -23,6 +23,8 @@ def test_every_case_is_measured(tmp_path):
     assert (table.peak_rss_bytes > 30e6).all()
     assert (table.read_bytes > size).all()
     assert (table.written_bytes > size / 10).all()
+    assert (table.input_bytes == size).all()
+    assert ((table.output_bytes > size / 10) & (table.output_bytes < size)).all()
     pipeline = table.loc[["running", "cold"]]
     assert (pipeline.n_tasks == 6).all()  # two chunks: up to the solutions, applied, looked at
     assert ((pipeline.dp3_cpu_s > 1) & (pipeline.dp3_cpu_s < pipeline.cpu_s)).all()

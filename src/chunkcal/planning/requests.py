@@ -22,8 +22,10 @@ ONE_PASS_STEPS = ("aoflagger", "averager", "filter", "madflagger", "phaseshifter
 WRITING_STEP = "preprocessed"
 # Steps that count what they flag (DP3 6.6, base/FlagCounter.cc).
 COUNTING_STEPS = ("preflagger", "uvwflagger", "aoflagger", "madflagger")
-# Model visibilities that the fit of a chunk is measured on; enough for a figure.
-FIT_BYTES = 16 << 20
+# Model visibilities that the fit of a chunk is measured on, and slots at least: enough for a figure of three digits,
+# because several chunks go into it.
+FIT_BYTES = 2 << 20
+FIT_MIN_SLOTS = 4
 # What a plan's note on the length of chunks begins with, where that was chosen.
 AUTO = "chunks: auto chose"
 _MOST_CHOICES = 5
@@ -184,7 +186,7 @@ def expectation(plan: dict[str, Any], stage: str, chunk: dict[str, Any]) -> dict
     shape = {"n_baselines": data["n_baselines"], "n_channels": data["n_channels"]}
     if stage == "fit":
         n_visibilities = data["max_baselines"] * data["max_channels"] * data["n_correlations"]
-        n_slots = min(n_slots, max(1, FIT_BYTES // (n_visibilities * _BYTES_PER_VISIBILITY)))
+        n_slots = min(n_slots, max(FIT_MIN_SLOTS, FIT_BYTES // (n_visibilities * _BYTES_PER_VISIBILITY)))
     return {
         "kind": "fit" if stage == "fit" else "ms",
         "first_time": data["first_time"] + first * data["interval_s"],
