@@ -128,10 +128,12 @@ def test_several_solutions_per_interval():
 def test_fit_is_limited():
     plan = make_plan()
     assert requests.chunk_request(plan, "fit", "t0000")["run"]["parsets"][0]["msin.ntimes"] == "10"
-    plan["data"]["max_channels"] = 5_000  # 4.5 MB a slot
+    plan["data"]["max_channels"] = 300  # 0.27 MB a slot
     request = requests.chunk_request(plan, "fit", "t0000")
-    assert request["run"]["parsets"][0]["msin.ntimes"] == "3"
-    assert (request["expect"]["kind"], request["expect"]["n_slots"]) == ("fit", 3)
+    assert request["run"]["parsets"][0]["msin.ntimes"] == "7"
+    assert (request["expect"]["kind"], request["expect"]["n_slots"]) == ("fit", 7)
+    plan["data"]["max_channels"] = 5_000  # no fewer slots, because one may be flagged
+    assert requests.chunk_request(plan, "fit", "t0000")["expect"]["n_slots"] == requests.FIT_MIN_SLOTS == 4
 
 
 def test_merge_and_join():
