@@ -159,6 +159,7 @@ def _start(command: list[str]) -> subprocess.Popen:
     quiet = {"DASK_DISTRIBUTED__ADMIN__TICK__INTERVAL": "1s", "DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED": "False"}
     quiet |= {"DASK_DISTRIBUTED__ADMIN__SYSTEM_MONITOR__INTERVAL": "5s"}
     quiet |= {"DASK_DISTRIBUTED__WORKER__MEMORY__MONITOR_INTERVAL": "5s"}
+    quiet |= {"DASK_DISTRIBUTED__SCHEDULER__PRELOAD": "chunkcal.cluster.quiet"}
     quiet |= {"MALLOC_TRIM_THRESHOLD_": "67108864", "MALLOC_MMAP_THRESHOLD_": "67108864"}
     environment = os.environ | quiet
     return subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, preexec_fn=unblock)

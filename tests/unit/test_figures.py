@@ -1,6 +1,7 @@
 """Titles and captions say what a picture shows and what it leaves out."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -21,7 +22,12 @@ def fast(monkeypatch):
 def draw(tmp_path, budget=None, **changes):
     write_h5(tmp_path / "s.h5", **changes)
     solves = {"slow": tmp_path / "s.h5", "fast": tmp_path / "s.h5"}
-    return solution_figures("a", solves, SPAN, budget or Budget())
+    return draw_all(solves, budget or Budget())
+
+
+def draw_all(solves, budget):
+    with ThreadPoolExecutor(1) as pool:
+        return solution_figures("a", solves, SPAN, budget, pool)
 
 
 def test_each_solve_table_and_direction_has_its_pictures(tmp_path):
@@ -56,7 +62,7 @@ def test_the_page_stays_small(tmp_path):
 def test_one_damaged_solve_does_not_hide_the_others(tmp_path):
     write_h5(tmp_path / "good.h5")
     (tmp_path / "bad.h5").write_bytes(b"no HDF5")
-    bad, good = solution_figures("a", {"x": tmp_path / "bad.h5", "y": tmp_path / "good.h5"}, SPAN, Budget())
+    bad, good = draw_all({"x": tmp_path / "bad.h5", "y": tmp_path / "good.h5"}, Budget())
     assert bad.figures == []
     assert "cannot be drawn: h5parm" in bad.notes[0]
     assert len(good.figures) == 4

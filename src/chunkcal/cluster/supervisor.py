@@ -23,9 +23,8 @@ from pathlib import Path
 from typing import Any
 
 import dask
-from distributed import scheduler
 
-from chunkcal.cluster import layout, state
+from chunkcal.cluster import layout, quiet, state
 from chunkcal.cluster.attempts import Attempts
 from chunkcal.cluster.backends import Cluster, open_cluster
 from chunkcal.cluster.slots import Slots
@@ -36,7 +35,6 @@ log = logging.getLogger("chunkcal.supervisor")
 # Workers that are there but own no slot were started wrongly: waiting longer would not help.
 WRONG_WORKERS_S = 5.0
 HEALTH_PERIOD_S = 0.5
-HEARTBEAT_S = 5.0  # of a worker, at the least
 # How often the user is told what the batch system still owes.
 NOTICE_PERIOD_S = 60.0
 # dask's own count of deaths is not ours, which is per chunk: workers that die together must not use it up.
@@ -377,10 +375,7 @@ def main(folder: Path) -> int:
             "distributed.scheduler.work-stealing": False,
         }
     )
-    # A heartbeat is for the dashboard only, a lost worker is seen by its connection; with few workers dask would have
-    # two of them a second from each, and has no setting for it.
-    beats = scheduler.heartbeat_interval
-    scheduler.heartbeat_interval = lambda n_workers: max(HEARTBEAT_S, beats(n_workers))
+    quiet.dask_setup()
     try:
         asyncio.run(_supervise(folder))
     except ClusterError as error:

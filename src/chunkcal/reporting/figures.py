@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,7 @@ def span_of(plan: Mapping[str, Any]) -> Span:
 
 
 def solution_figures(
-    obs: str, solves: Mapping[str, str | os.PathLike], span: Span, budget: Budget
+    obs: str, solves: Mapping[str, str | os.PathLike], span: Span, budget: Budget, pool: Executor
 ) -> list[SolveFigures]:
     """Draw the solutions of every solve: each table and direction against time, and against time and frequency.
 
@@ -75,37 +76,64 @@ def solution_figures(
         Name of the observation.
     solves
         h5parm by the name of the solve, in their order.
+    budget
+        What the page may still take; what is drawn beyond it is left out.
+    pool
+        What draws.
     """
-    return [_draw_solve(obs, name, path, span, budget) for name, path in solves.items()]
+    started = [(SolveFigures(name), *_start_drawing(obs, path, span, budget, pool)) for name, path in solves.items()]
+    for drawn, notes, drawings in started:
+        drawn.notes += notes
+        for number, drawing in enumerate(drawings):
+            if budget.left <= 0:
+                drawn.notes.append("Further solutions are not drawn, to keep the page small.")
+                for needless in drawings[number:]:
+                    needless.cancel()
+                break
+            figures, problem = drawing.result()
+            drawn.figures += figures
+            drawn.notes += problem
+            for figure in figures:
+                budget.spend(figure.picture)
+    return [drawn for drawn, *_ in started]
 
 
-def _draw_solve(obs: str, name: str, path: str | os.PathLike, span: Span, budget: Budget) -> SolveFigures:
-    drawn = SolveFigures(name)
+def _start_drawing(
+    obs: str, path: str | os.PathLike, span: Span, budget: Budget, pool: Executor
+) -> tuple[list[str], list[Future[tuple[list[Figure], list[str]]]]]:
+    """Begin to draw an h5parm: notes on what is left out, and what `_draw_table` will give."""
+    notes: list[str] = []
+    drawings: list[Future] = []
     try:
         solsets = h5parm.describe(path).solsets
     except UserError as error:
-        drawn.notes.append(f"The solutions cannot be drawn: {error}")
-        return drawn
+        return [f"The solutions cannot be drawn: {error}"], []
     for solset, tables in solsets.items():
         # Phases first: they show at a glance whether calibration worked.
         for table in sorted(tables, key=lambda table: (table.kind != "phase", table.kind != "amplitude", table.name)):
             n_directions = table.length("dir")
             if n_directions > _MAX_DIRECTIONS:
-                drawn.notes.append(f"{table.name}: {_MAX_DIRECTIONS} of {n_directions} directions are shown.")
+                notes.append(f"{table.name}: {_MAX_DIRECTIONS} of {n_directions} directions are shown.")
             for direction in range(min(n_directions, _MAX_DIRECTIONS)):
-                if budget.left <= 0:
-                    drawn.notes.append("Further solutions are not drawn, to keep the page small.")
-                    return drawn
-                try:
-                    for figure in _draw_table(obs, path, solset, table, direction, span):
-                        budget.spend(figure.picture)
-                        drawn.figures.append(figure)
-                except (OSError, KeyError, ValueError) as error:
-                    drawn.notes.append(f"{table.name} cannot be drawn ({error}).")
-    return drawn
+                drawings.append(pool.submit(_draw_table, obs, path, solset, table, direction, span))
+                if budget.left <= 0:  # nothing of it will be looked at
+                    return notes, drawings
+    return notes, drawings
 
 
 def _draw_table(
+    obs: str, path: str | os.PathLike, solset: str, table: h5parm.Soltab, direction: int, span: Span
+) -> tuple[list[Figure], list[str]]:
+    """Draw a direction of a table: the figures, and why some are missing."""
+    figures: list[Figure] = []
+    try:
+        figures.extend(_figures_of_table(obs, path, solset, table, direction, span))
+    except (OSError, KeyError, ValueError) as error:
+        return figures, [f"{table.name} cannot be drawn ({error})."]
+    return figures, []
+
+
+def _figures_of_table(
     obs: str, path: str | os.PathLike, solset: str, table: h5parm.Soltab, direction: int, span: Span
 ) -> Iterator[Figure]:
     where = ""

@@ -120,10 +120,11 @@ def render(run: Run, settings: Mapping[str, Any]) -> str:
     environment.filters |= {"percent": percent, "data_uri": _data_uri, "duration": duration, "size": size}
     budget = Budget()
     with _artists() as pool:
-        # The solutions of an observation are drawn here, meanwhile: what is spent on them decides on the next one's.
         flags = [pool.submit(flag_figures, result, span_of(result.plan)) for result in run.observations.values()]
         timings = pool.submit(_timings, run.tasks)
-        observations = [_observation(*pair, budget) for pair in zip(run.observations.values(), flags, strict=True)]
+        # One after the other: what is spent on the solutions of an observation decides on the next one's.
+        pairs = zip(run.observations.values(), flags, strict=True)
+        observations = [_observation(result, drawn, budget, pool) for result, drawn in pairs]
         timings = timings.result()
     return environment.get_template("report.html.j2").render(
         observations=observations,
@@ -144,7 +145,7 @@ def _artists() -> Executor:
 # ---- one observation ------------------------------------------------------------------------------------
 
 
-def _observation(result: Result, flags: Future[list[Figure]], budget: Budget) -> dict[str, Any]:
+def _observation(result: Result, flags: Future[list[Figure]], budget: Budget, pool: Executor) -> dict[str, Any]:
     factor = result.fit.factor if result.fit else None
     tone = "neutral" if factor is None else "good" if factor >= 1 else "bad"
     failed = result.quality is not None and result.quality["verdict"] == "fail"
@@ -153,7 +154,7 @@ def _observation(result: Result, flags: Future[list[Figure]], budget: Budget) ->
     span = span_of(result.plan)
     solves, note = _solves(result)
     image, image_facts = image_figure(result.images, result.name) if result.images else (None, None)
-    solve_figures = solution_figures(result.name, solves, span, budget)
+    solve_figures = solution_figures(result.name, solves, span, budget, pool)
     return {
         "name": result.name,
         "tone": tone,

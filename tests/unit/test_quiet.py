@@ -1,0 +1,31 @@
+"""Workers of a scheduler that has `chunkcal.cluster.quiet` as a preload report less often, few as well as many."""
+
+import asyncio
+
+import pytest
+from distributed import Nanny, Scheduler, scheduler
+
+
+@pytest.fixture(autouse=True)
+def restored(monkeypatch):
+    """Give later tests dask's own intervals."""
+    monkeypatch.setattr(scheduler, "heartbeat_interval", scheduler.heartbeat_interval)
+
+
+def test_workers_beat_every_five_seconds():
+    usual = scheduler.heartbeat_interval(1000)
+
+    async def interval():
+        async with (
+            Scheduler(preload="chunkcal.cluster.quiet", port=0, dashboard_address=None) as quiet,
+            Nanny(quiet.address, nthreads=1, dashboard_address=None) as nanny,
+        ):
+            worker = quiet.workers[nanny.worker_address]
+            await asyncio.sleep(1.0)  # the first beat of a worker is soon, and brings the interval of the next
+            seen = worker.last_seen
+            await asyncio.sleep(3.0)
+            return worker.last_seen - seen
+
+    assert asyncio.run(interval()) == 0.0
+    assert scheduler.heartbeat_interval(2) == 5.0
+    assert scheduler.heartbeat_interval(1000) == max(5.0, usual)
