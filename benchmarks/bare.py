@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import shlex
 import signal
 import subprocess
@@ -92,21 +93,33 @@ def join_all(folder: Path) -> None:
 
 
 def run_all(folder: Path, n_jobs: int) -> None:
-    """Run all chunks, `n_jobs` at a time: each through to its solutions, and when all have them each to its end."""
+    """Run all chunks, `n_jobs` at a time: each through to its solutions, and when all have them each to its end.
+
+    What DP3 has used is left in ``dp3_cpu_s``.
+    """
     first = [stage for stage in ("preprocess", "calibrate") if (folder / stage).exists()]
     chunks = sorted(path.name for path in (folder / first[0]).iterdir())
     steps = " && ".join(f"sh {shlex.quote(str(folder / stage))}/{{}}/run.sh" for stage in first)
-    _xargs(n_jobs, steps, chunks)
+    dp3_cpu_s = _xargs(n_jobs, steps, chunks)
     if (folder / "apply").exists():
         _this("merge", folder)
-        _xargs(n_jobs, f"sh {shlex.quote(str(folder / 'apply'))}/{{}}/run.sh", chunks)
+        dp3_cpu_s += _xargs(n_jobs, f"sh {shlex.quote(str(folder / 'apply'))}/{{}}/run.sh", chunks)
     if len(chunks) > 1:
         _this("join", folder)
+    (folder / "dp3_cpu_s").write_text(str(dp3_cpu_s))
 
 
-def _xargs(n_jobs: int, command: str, names: list[str]) -> None:
+def _xargs(n_jobs: int, command: str, names: list[str]) -> float:
+    """Run a command for each name; return the CPU seconds of all."""
     argv = ["xargs", "-P", str(n_jobs), "-I", "{}", "sh", "-c", command]
+    before = _children_cpu_s()
     subprocess.run(argv, input="\n".join(names), text=True, check=True)
+    return _children_cpu_s() - before
+
+
+def _children_cpu_s() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def _this(action: str, folder: Path) -> None:

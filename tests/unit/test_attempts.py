@@ -30,24 +30,29 @@ class Fake:
         self.ending = {}
         self.memory = {}
         self.tasks = []
+        self.verifications = []
         self.cancelled = []
         client = SimpleNamespace(submit=self.submit, cancel=self.cancel, run=self.run_on_all)
         self.cluster = SimpleNamespace(client=client, ends=lambda: self.ending, lifetime_s=math.inf)
         self.slots = Slots(lambda: self.live)
         self.attempts = Attempts(self.slots, {"worker_failures": limit, "resource": "slot"}, {})
 
-    def submit(self, *_, key, workers, resources, pure):
+    def submit(self, _, request, settings, *, key, workers, resources, pure):
         assert resources == {"slot": 1}
         future = FakeFuture()
         self.tasks.append((workers[0], key, future.given))
+        self.asked = request
         return future
 
     async def cancel(self, futures, force):
         self.cancelled += futures
 
-    def run_on_all(self, *_, on_error):
+    def run_on_all(self, *told, on_error=None, workers=None):
         future = asyncio.get_running_loop().create_future()
-        future.set_result(self.memory)
+        if workers:
+            self.verifications.append((workers[0], told[-1], future))
+        else:
+            future.set_result(self.memory)
         return future
 
     def run(self):
@@ -142,6 +147,78 @@ def test_finished_chunks_say_how_long_a_worker_must_last():
         fake.slots.wake()
         (await fake.task(0))[2].set_result({"product": "p"})
         await reply
+
+    asyncio.run(main())
+
+
+def test_what_was_made_is_verified_while_the_slot_runs_the_next_chunk():
+    async def main():
+        fake = Fake("w0")
+        first, second = fake.run(), fake.run()
+        (await fake.task(0))[2].set_result({"unverified": "made"})
+        worker, _, given = await fake.task(1)
+        assert worker == "w0"
+        assert not first.done()
+        assert fake.attempts.verifying == {REQUEST["name"]}
+        worker, what, verified = fake.verifications[0]
+        assert (worker, what) == ("w0", "made")
+        verified.set_result({"w0": {"product": "p"}})
+        assert (await first)["result"]["product"] == "p"
+        assert fake.attempts.verifying == set()
+        given.set_result({"error": "no such column"})
+        assert await second == {"error": "no such column"}
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("noticed_by", ["supervisor", "connection"])
+def test_worker_that_is_lost_while_it_verifies_has_made_nothing(noticed_by, monkeypatch):
+    monkeypatch.setattr(attempts, "LOSS_SETTLES_S", 0.0)
+
+    async def main():
+        fake = Fake("w0", limit=1)
+        reply = fake.run()
+        for number in range(2):
+            (await fake.task(number))[2].set_result({"unverified": "made"})
+            with pytest.raises(IndexError):
+                await fake.task(number + 1)
+            if noticed_by == "supervisor":
+                fake.attempts.lose_all_but({"w1"})
+            else:
+                fake.verifications[-1][2].set_exception(OSError("connection closed"))
+        assert await reply == {"error": "preprocess a t0001: its worker died 2 times; log: the log"}
+        assert not fake.attempts.lost
+        assert not fake.attempts.verifying
+
+    asyncio.run(main())
+
+
+def test_what_one_pass_made_wrongly_is_made_stage_by_stage_and_nobody_has_died():
+    async def main():
+        fake = Fake("w0", limit=0)
+        reply = asyncio.ensure_future(fake.attempts.run(REQUEST | {"one_pass": {}}, 7, fake.cluster))
+        (await fake.task(0))[2].set_result({"unverified": "made"})
+        with pytest.raises(IndexError):
+            await fake.task(1)
+        fake.verifications[0][2].set_result({"w0": {"stage_by_stage": True}})
+        (await fake.task(1))[2].set_result({"made": {}})
+        assert fake.asked["one_pass"] is None
+        assert (await reply)["result"]["made"] == {}
+
+    asyncio.run(main())
+
+
+def test_chunk_that_nobody_wants_any_more_is_not_verified_to_its_end():
+    async def main():
+        fake = Fake("w0")
+        reply = fake.run()
+        (await fake.task(0))[2].set_result({"unverified": "made"})
+        with pytest.raises(IndexError):
+            await fake.task(1)
+        reply.cancel()
+        await asyncio.wait([reply])
+        assert fake.verifications[0][2].cancelled()
+        assert not fake.attempts.lost
 
     asyncio.run(main())
 

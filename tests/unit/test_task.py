@@ -1,3 +1,4 @@
+import asyncio
 from types import SimpleNamespace
 
 import pytest
@@ -34,7 +35,10 @@ def run(tmp_path, monkeypatch):
             "run": {"parsets": [{"msin": "in.ms"}], "links": {}, "product": "out.ms"},
             "expect": {"kind": "ms"},
         } | request
-        found = task.run_dp3(request, {"command": str(dp3), "measures_dir": None, "task_timeout_s": None})
+        settings = {"command": str(dp3), "measures_dir": None, "task_timeout_s": None}
+        found = task.run_dp3(request, settings)
+        if "unverified" in found:
+            found = asyncio.run(task.verify_dp3(request, settings, found["unverified"]))
         assert not list(tmp_path.glob("*.tmp-*"))
         return found
 
@@ -47,6 +51,12 @@ def test_dp3_does_not_inherit_how_its_worker_gives_memory_back(run, monkeypatch)
     monkeypatch.setenv("MALLOC_ARENA_MAX", "2")
     line = "echo $MALLOC_ARENA_MAX ${MALLOC_TRIM_THRESHOLD_-nothing} ${MALLOC_MMAP_THRESHOLD_-nothing}; exit 1"
     assert "exit status 1: 2 nothing nothing;" in run(line)["error"]
+
+
+def test_what_is_no_product_is_said_and_removed(run):
+    found = run('case "$1" in -v) echo DP3 6.6.0;; *) mkdir out.ms;; esac')
+    assert found["bad_chunk"]
+    assert "is not a table" in found["error"]
 
 
 def test_kernel_that_runs_out_of_memory_is_told_apart(run, monkeypatch):

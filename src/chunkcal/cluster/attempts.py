@@ -16,12 +16,14 @@ from chunkcal.cluster.backends import Cluster
 from chunkcal.cluster.durations import Durations
 from chunkcal.cluster.slots import Slots
 from chunkcal.cluster.state import ClusterError
-from chunkcal.cluster.task import Cancelled, memory_limit, run_dp3
+from chunkcal.cluster.task import Cancelled, memory_limit, run_dp3, verify_dp3
 
 log = logging.getLogger("chunkcal.attempts")
 
 # A batch system that ends an allocation may kill DP3 before its worker: for so long nothing new goes to that worker.
 KILL_SETTLES_S = 3.0
+# A connection tells sooner than the supervisor's looks that a worker has gone: so long its slot seems to be there.
+LOSS_SETTLES_S = 1.5
 # How long all workers together may take to tell how much memory they have; one that is dying may never answer.
 MEMORY_ANSWERS_S = 10.0
 # Machines of one kind differ by a few MB: another attempt is worth it on a worker with so many times the memory.
@@ -58,12 +60,14 @@ class Attempts:
         self.durations = Durations()
         # Becomes the reason when no worker is left that could ever finish what is running.
         self.hopeless: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        # The worker of each task that runs -> becomes done when that worker has gone.
-        self.lost: dict[str, asyncio.Future[None]] = {}
+        # Becomes done when the worker of something that runs has gone -> that worker.
+        self.lost: dict[asyncio.Future[None], str] = {}
+        # Names of those whose DP3 has ended, while what it made is verified.
+        self.verifying: set[str] = set()
 
     def lose_all_but(self, workers: Collection[str]) -> None:
         """Take note that no other workers than these live."""
-        for worker, lost in self.lost.items():
+        for lost, worker in self.lost.items():
             if worker not in workers and not lost.done():
                 lost.set_result(None)
 
@@ -89,7 +93,7 @@ class Attempts:
         Returns
         -------
         dict
-            ``result`` (what `run_dp3` returned), or ``error`` (text for the user), with ``bad_chunk``, ``made`` or
+            ``result`` (what `verify_dp3` returned), or ``error`` (text for the user), with ``bad_chunk``, ``made`` or
             ``out_of_memory`` if it told. The attempts that had too little memory are ``attempts`` of the reply, or of
             the result's records.
         """
@@ -99,6 +103,9 @@ class Attempts:
         try:
             for attempt in itertools.count():
                 result = await self._run_once(request, f"{number}-{attempt}", attempt > 0, cluster, larger)
+                if result.get("stage_by_stage"):
+                    request = request | {"one_pass": None}
+                    continue
                 if result.get("out_of_memory"):
                     starved.append(result["attempt"])
                     larger = await self._larger(result["on"], cluster)
@@ -141,11 +148,13 @@ class Attempts:
     ) -> dict[str, Any]:
         """Run one task on a worker of its own; on one of `workers` as long as any of them lives.
 
+        What it has made is verified on the same worker, but not in its slot.
+
         Returns
         -------
         dict
-            What `run_dp3` returned, and ``on``, the worker; with ``killed``, and ``why`` for the log, if it is worth
-            another attempt.
+            What `verify_dp3` or `run_dp3` returned, and ``on``, the worker; with ``killed``, and ``why`` for the log,
+            if it is worth another attempt.
         """
         key = f"{request['name'].replace(' ', '/')}-{suffix}"
         stage = request["name"].split()[0]
@@ -164,7 +173,13 @@ class Attempts:
                 await asyncio.sleep(KILL_SETTLES_S)
             elif "error" not in result:
                 self.durations.add(stage, time.monotonic() - began)
-            return result
+        if "unverified" in result:
+            self.verifying.add(request["name"])
+            try:
+                result = await self._verify_on(worker, request, result["unverified"], cluster.client) | {"on": worker}
+            finally:
+                self.verifying.discard(request["name"])
+        return result
 
     async def _run_on(self, worker: str, request: dict[str, Any], key: str, client: Client) -> dict[str, Any]:
         future = client.submit(
@@ -175,23 +190,48 @@ class Attempts:
             resources={self.resource: 1},
         )
         work = asyncio.ensure_future(_result_of(future))
-        hopeless = self.hopeless
-        lost = self.lost[worker] = asyncio.get_running_loop().create_future()
         try:
-            await asyncio.wait({work, hopeless, lost}, return_when=asyncio.FIRST_COMPLETED)
-            if work.done():
-                return {"why": "DP3 was killed"} | work.result()
-            if hopeless.done():
-                raise ClusterError(hopeless.result())
-            return {"killed": True, "lost": True, "why": f"its worker {worker} is gone"}
-        except (KilledWorker, Cancelled):
-            return {"killed": True, "lost": True, "why": f"its worker {worker} is going"}
+            return {"why": "DP3 was killed"} | await self._unless_lost(worker, work)
         finally:
-            del self.lost[worker]
             if not work.done():
                 work.cancel()
                 await client.cancel([future], force=True)
             future.release()
+
+    async def _verify_on(
+        self, worker: str, request: dict[str, Any], unverified: dict[str, Any], client: Client
+    ) -> dict[str, Any]:
+        # No task, of which a worker runs only as many as it has threads.
+        work = asyncio.ensure_future(client.run(verify_dp3, request, self.dp3_settings, unverified, workers=[worker]))
+        try:
+            found = await self._unless_lost(worker, work)
+        except OSError:  # the connection has ended, and so has the worker
+            await asyncio.sleep(LOSS_SETTLES_S)
+            return _gone(worker, "gone")
+        finally:
+            work.cancel()
+        return found.get(worker, found)
+
+    async def _unless_lost(self, worker: str, work: asyncio.Future[dict[str, Any]]) -> dict[str, Any]:
+        """Wait for what runs on a worker, as long as that lives and there is hope."""
+        hopeless = self.hopeless
+        lost = asyncio.get_running_loop().create_future()
+        self.lost[lost] = worker
+        try:
+            await asyncio.wait({work, hopeless, lost}, return_when=asyncio.FIRST_COMPLETED)
+            if work.done():
+                return work.result()
+            if hopeless.done():
+                raise ClusterError(hopeless.result())
+            return _gone(worker, "gone")
+        except (KilledWorker, Cancelled):
+            return _gone(worker, "going")
+        finally:
+            del self.lost[lost]
+
+
+def _gone(worker: str, how: str) -> dict[str, Any]:
+    return {"killed": True, "lost": True, "why": f"its worker {worker} is {how}"}
 
 
 async def _result_of(future: Any) -> Any:

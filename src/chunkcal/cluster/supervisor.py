@@ -57,7 +57,7 @@ class Supervisor:
         self.attempts = Attempts(self.slots, self.cluster_settings, run["settings"]["dp3"], self._noted)
         self.last_used = time.monotonic()
         self.n_requests = 0
-        # What is asked for, and what has a slot: name -> log and since when; time in slots by stage.
+        # What is asked for, until it is verified: name -> log and since when; what has a slot; time in slots by stage.
         self.asked: dict[str, tuple[str, float]] = {}
         self.running: dict[str, float] = {}
         self.finished: dict[str, list[float]] = {}
@@ -97,7 +97,7 @@ class Supervisor:
         self.attempts.lose_all_but({*before, *self.workers})  # twice absent, because one look may fail
         self.retired &= set(self.workers)
         self.slots.wake()
-        self.cluster.want(self.slots.n_busy + self.slots.n_waiting)
+        self.cluster.want(len(self.asked))
         for worker in self.slots.too_short():
             log.info("worker %s ends before any waiting chunk would; it is given up", worker)
             self.retired.add(worker)
@@ -108,6 +108,8 @@ class Supervisor:
         now = time.monotonic()
         tasks: dict[str, list[dict[str, Any]]] = {"running": [], "waiting": []}
         for name, (path, asked) in self.asked.items():
+            if name in self.attempts.verifying:
+                continue
             since = self.running.get(name)
             what, since = ("waiting", asked) if since is None else ("running", since)
             tasks[what].append({"name": name, "log": path, "seconds": now - since})
@@ -266,7 +268,7 @@ class Supervisor:
             except TimeoutError:
                 pass
             now = time.monotonic()
-            if self.slots.n_busy or self.slots.n_waiting:
+            if self.asked:
                 self.last_used = now
             elif now - self.last_used > self.cluster_settings["idle_timeout_s"]:
                 self.stop("idle")
@@ -274,7 +276,7 @@ class Supervisor:
             problem = self._wrong_units()
             if problem:
                 self.slots.fail(ClusterError(problem))
-            if self.count_slots() or not (self.slots.n_busy or self.slots.n_waiting):
+            if self.count_slots() or not self.asked:
                 without_slots_since = None
                 continue
             without_slots_since = without_slots_since or now

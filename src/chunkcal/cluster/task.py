@@ -1,7 +1,11 @@
-"""One DP3 run as a dask task: runs on the worker that owns the slot, with the slot's threads."""
+"""One DP3 run as a dask task: runs on the worker that owns the slot, with the slot's threads.
+
+What it has made is verified there, too, but needs no slot: the next DP3 runs meanwhile.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import os
 import select
 import shutil
@@ -34,6 +38,8 @@ POLL_S = 0.2
 _OF_PYTHON = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_")
 # dask's resource lets one DP3 at a time run on a worker; should that ever fail, this lease still does.
 _LEASE = threading.Lock()
+# casacore is not made for several threads at a time.
+_CASACORE = threading.Lock()
 
 
 class TaskError(Exception):
@@ -57,7 +63,7 @@ class Cancelled(Exception):
 
 
 def run_dp3(request: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
-    """Run DP3 in a folder of its own and verify what it made.
+    """Run DP3 in a folder of its own.
 
     Parameters
     ----------
@@ -69,10 +75,10 @@ def run_dp3(request: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]
     Returns
     -------
     dict
-        What `run_in` or `run_pass` returns; or, when the run failed, ``error``, with ``killed`` if it is worth another
-        attempt and ``bad_chunk`` if the data are to blame: DP3 has failed, or made what it should not;
-        ``out_of_memory`` if neither is, with ``attempt`` for the record. Errors are
-        values here because a raised exception would travel through dask with a traceback.
+        ``unverified``, for `verify_dp3`; or what `run_pass` returns if it has verified everything; or, when the run
+        failed, ``error``, with ``killed`` if it is worth another attempt and ``bad_chunk`` if the data are to blame:
+        DP3 has failed, or made what it should not; ``out_of_memory`` if neither is, with ``attempt`` for the record.
+        Errors are values here because a raised exception would travel through dask with a traceback.
     """
     worker = get_worker()
     key = worker.get_current_task()
@@ -89,8 +95,9 @@ def run_dp3(request: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]
     work = Path(f"{request['output']}.tmp-{uuid.uuid4().hex[:12]}")
     try:
         work.mkdir(parents=True)
-        run = run_pass if "stages" in request else run_in
-        return run(work, request, settings, str(worker.name), _threads(worker.state), wanted)
+        run = run_pass if "stages" in request else _make
+        made = run(work, request, settings, str(worker.name), _threads(worker.state), wanted)
+        return made if "made" in made else {"unverified": made | {"attempt": str(work)}}
     except (TaskError, UserError, verify.ProductError, OSError) as error:
         shutil.rmtree(work, ignore_errors=True)
         return _failure(request, error, str(worker.name))
@@ -99,6 +106,41 @@ def run_dp3(request: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]
         raise
     finally:
         _LEASE.release()
+
+
+async def verify_dp3(request: dict[str, Any], settings: dict[str, Any], unverified: dict[str, Any]) -> dict[str, Any]:
+    """Verify what `run_dp3` has made, on the same worker.
+
+    Parameters
+    ----------
+    request, settings
+        As `run_dp3`.
+    unverified
+        What it has returned under this name.
+
+    Returns
+    -------
+    dict
+        What `run_in` or `run_pass` returns; or ``error`` with ``bad_chunk``, as of `run_dp3`; or ``stage_by_stage``,
+        True, if the stages must run one after the other to know what is wrong.
+    """
+    return await asyncio.to_thread(_verify_attempt, request, settings, unverified)
+
+
+def _verify_attempt(request: dict[str, Any], settings: dict[str, Any], unverified: dict[str, Any]) -> dict[str, Any]:
+    keep = False
+    try:
+        if "stages" not in request:
+            verified = _verify(request, settings, unverified)
+        else:
+            verified = _verify_one_pass(request, settings, unverified)
+        keep = "stage_by_stage" not in verified
+        return verified
+    except (UserError, verify.ProductError, OSError) as error:
+        return _failure(request, error, unverified["record"]["worker"])
+    finally:
+        if not keep:
+            shutil.rmtree(unverified["attempt"], ignore_errors=True)
 
 
 def _failure(request: dict[str, Any], error: Exception, worker: str) -> dict[str, Any]:
@@ -145,13 +187,27 @@ def run_in(
     TaskError, UserError, ProductError, OSError, Cancelled
         The run failed.
     """
+    return _verify(request, settings, _make(work, request, settings, worker, threads, wanted))
+
+
+def _make(
+    work: Path, request: dict[str, Any], settings: dict[str, Any], worker: str, threads: int, wanted: Any
+) -> dict[str, Any]:
+    """Run DP3 in a folder; return what `_verify` needs: the folder, the record so far, how the solves converged."""
     run, runs = request["run"], pieces.runs(work, request)
     record, printed = _run_parsets(work, request["name"], run, runs, request["log"], settings, worker, threads, wanted)
     if request.get("pieces"):
-        pieces.put_together(work, request, list(printed))
+        with _CASACORE:
+            pieces.put_together(work, request, list(printed))
         record["pieces"] = pieces.described(request)
-    verified = verify.verify_product(work, run, request["expect"], settings.get("product_digests", True))
-    return {"product": str(work / run["product"]), "record": record | _found(verified, printed)}
+    return {"work": str(work), "record": record} | _said(record, printed)
+
+
+def _verify(request: dict[str, Any], settings: dict[str, Any], made: dict[str, Any]) -> dict[str, Any]:
+    work, run = Path(made["work"]), request["run"]
+    with _CASACORE:
+        verified = verify.verify_product(work, run, request["expect"], settings.get("product_digests", True))
+    return {"product": str(work / run["product"]), "record": made["record"] | _found(verified, made["converged"])}
 
 
 def run_pass(
@@ -172,8 +228,9 @@ def run_pass(
     Returns
     -------
     dict
-        ``made``: ``product`` and ``record`` by stage. If the data are to blame that there are no solutions, it is
-        without calibrate, and has besides what `run_dp3` says of errors.
+        What `_verify_one_pass` needs; or, where the stages have run one after the other, ``made``: verified ``product``
+        and ``record`` by stage. If the data are to blame that there are no solutions, it is without calibrate, and has
+        besides what `run_dp3` says of errors.
 
     Raises
     ------
@@ -184,15 +241,9 @@ def run_pass(
         folder = work / "one-pass"
         folder.mkdir()
         try:
-            made = _run_one_pass(folder, request, settings, worker, threads, wanted)
-        except (DP3Error, OutOfMemory, verify.ProductError) as error:
-            made, reason = {}, str(error)
-        else:
-            reason = "weights that are not finite had to be settled before the solve"
-        if made:
-            return {"made": made}
-        with open(request["log"], "ab") as log:
-            log.write(f"# stage by stage, because in one pass: {reason}\n".encode())
+            return _make_in_one_pass(folder, request, settings, worker, threads, wanted)
+        except (DP3Error, OutOfMemory) as error:
+            _note_stages(request, str(error))
         shutil.rmtree(folder)
     made, products = {}, {}
     for stage, part in request["stages"].items():
@@ -212,34 +263,49 @@ def run_pass(
     return {"made": made}
 
 
-def _run_one_pass(
+def _note_stages(request: dict[str, Any], reason: str) -> None:
+    with open(request["log"], "ab") as log:
+        log.write(f"# stage by stage, because in one pass: {reason}\n".encode())
+
+
+def _make_in_one_pass(
     work: Path, request: dict[str, Any], settings: dict[str, Any], worker: str, threads: int, wanted: Any
 ) -> dict[str, Any]:
-    """Make the products of both stages; nothing, if the solve has had weights that must be settled before it.
+    """Run the DP3 that makes the products of both stages; return what `_verify_one_pass` needs."""
+    run = request["one_pass"]
+    runs = pieces.runs(work, {"run": run, "expect": request["stages"]["calibrate"]["expect"]})
+    record, printed = _run_parsets(work, request["name"], run, runs, request["log"], settings, worker, threads, wanted)
+    return {"work": str(work), "record": record} | _said(record, printed)
+
+
+def _verify_one_pass(request: dict[str, Any], settings: dict[str, Any], unverified: dict[str, Any]) -> dict[str, Any]:
+    """Verify the products of both stages; ``stage_by_stage`` if they are none, or the solve should have had other data.
 
     The records hold the parsets that make each product by itself, which is how it can be made again. What was really
     run is in ``one_pass``; what it has used is in calibrate's.
     """
+    work, digests = Path(unverified["work"]), settings.get("product_digests", True)
     preprocess, calibrate = request["stages"]["preprocess"], request["stages"]["calibrate"]
-    run = request["one_pass"]
-    runs = pieces.runs(work, {"run": run, "expect": calibrate["expect"]})
-    record, printed = _run_parsets(work, request["name"], run, runs, request["log"], settings, worker, threads, wanted)
-    digests = settings.get("product_digests", True)
-    data = verify.verify_product(work, preprocess["run"], preprocess["expect"], digests)
-    if data.get("n_nan_weights"):
-        return {}
-    has_data = data["flagged_after"]["total"] < 1
-    solutions = verify.verify_product(work, calibrate["run"], calibrate["expect"], digests, has_data)
-    common = record | {"one_pass": run["parsets"]}
+    try:
+        with _CASACORE:
+            data = verify.verify_product(work, preprocess["run"], preprocess["expect"], digests)
+            if data.get("n_nan_weights"):
+                raise verify.ProductError("weights that are not finite had to be settled before the solve")
+            has_data = data["flagged_after"]["total"] < 1
+            solutions = verify.verify_product(work, calibrate["run"], calibrate["expect"], digests, has_data)
+    except verify.ProductError as error:
+        _note_stages(request, str(error))
+        return {"stage_by_stage": True}
+    common = unverified["record"] | {"one_pass": request["one_pass"]["parsets"]}
     made = {}
     for stage, verified in (("preprocess", data), ("calibrate", solutions)):
         own = request["stages"][stage]["run"]
-        found = common | {key: own[key] for key in ("parsets", "links")} | _found(verified, printed)
+        found = common | {key: own[key] for key in ("parsets", "links")} | _found(verified, unverified["converged"])
         made[stage] = {"product": str(work / own["product"]), "record": found}
     for key in ("cpu_s", "max_rss_kb"):
         del made["preprocess"]["record"][key]
     made["calibrate"]["record"]["flag_steps"] = []
-    return made
+    return {"made": made}
 
 
 def _run_parsets(
@@ -298,13 +364,18 @@ def _inherited() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name not in _OF_PYTHON}
 
 
-def _found(verified: dict[str, Any], printed: dict[Path, str]) -> dict[str, Any]:
-    """Give the rest of a record: what was verified, and what DP3 has said."""
-    converged = pieces.add_up(map(convergence, printed.values()))
+def _said(record: dict[str, Any], printed: dict[Path, str]) -> dict[str, Any]:
+    """Add to a record what DP3 has said of flags, and when it ended; give, by step, how its solves converged."""
+    record["flag_steps"] = [step for item in printed.items() for step in flagsteps.read_steps(*reversed(item))]
+    record["end"] = time.time()
+    return {"converged": pieces.add_up(map(convergence, printed.values()))}
+
+
+def _found(verified: dict[str, Any], converged: dict[str, Any]) -> dict[str, Any]:
+    """Give the rest of a record: what was verified."""
     for name, found in verified.get("solves", {}).items():
         found["convergence"] = converged.get(step_name(name))
-    steps = [step for item in printed.items() for step in flagsteps.read_steps(*reversed(item))]
-    return {"end": time.time(), "verified": verified, "flag_steps": steps}
+    return {"verified": verified}
 
 
 def _run_one(
