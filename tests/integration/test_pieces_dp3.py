@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import tiny_ms
-from chunkcal.cluster import task
+from chunkcal.cluster import dp3run, task
 from chunkcal.planning import requests
 from chunkcal.planning.pieces import Uncuttable, halved
 from chunkcal.planning.plan import make_plan
@@ -151,14 +151,14 @@ def test_real_dp3_that_has_really_no_memory(tmp_path):
     enough = next(kb for kb in range(260_000, 600_000, 20_000) if runs_within(tmp_path, kb, small))
     plan = plan_for(tmp_path, 4.0, [{"MsIn": channels}], solves=[], chunks={"count": 1})
     limited = {"command": write_dp3(tmp_path, enough)}
-    with pytest.raises(task.OutOfMemory, match="bad_alloc"):
+    with pytest.raises(dp3run.OutOfMemory, match="bad_alloc"):
         make(tmp_path / "whole", plan, "preprocess", chunk="t0000", **limited)
     pieces, made = None, None
     while made is None:
         pieces = halved(plan, "preprocess", "t0000", pieces)
         try:
             made = make(tmp_path / f"{pieces['n_units']}", plan, "preprocess", pieces, chunk="t0000", **limited)
-        except task.OutOfMemory:
+        except dp3run.OutOfMemory:
             assert pieces["n_units"] > 16
     _, whole = make(tmp_path / "unlimited", plan, "preprocess", chunk="t0000")
     assert made[1]["verified"] == whole["verified"]

@@ -3,7 +3,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from chunkcal.cluster import task
+from chunkcal.cluster import dp3run, task
 
 
 def test_worker_whose_slot_is_taken_refuses(tmp_path, monkeypatch):
@@ -66,7 +66,7 @@ def test_kernel_that_runs_out_of_memory_is_told_apart(run, monkeypatch):
     assert "out_of_memory" not in killed
     assert "killed by SIGKILL" in killed["error"]
     kills = iter(range(10))
-    monkeypatch.setattr(task, "_memory_kills", lambda: next(kills))
+    monkeypatch.setattr(dp3run, "_memory_kills", lambda: next(kills))
     starved = run("kill -9 $$")
     assert (starved["killed"], starved["bad_chunk"], starved["out_of_memory"]) == (False, False, True)
     assert "out of memory" in starved["error"]

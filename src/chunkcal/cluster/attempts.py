@@ -13,10 +13,11 @@ from typing import Any
 from distributed import Client, KilledWorker
 
 from chunkcal.cluster.backends import Cluster
+from chunkcal.cluster.dp3run import Cancelled
 from chunkcal.cluster.durations import Durations
 from chunkcal.cluster.slots import Slots
 from chunkcal.cluster.state import ClusterError
-from chunkcal.cluster.task import Cancelled, memory_limit, run_dp3, verify_dp3
+from chunkcal.cluster.task import memory_limit, run_dp3, verify_dp3
 
 log = logging.getLogger("chunkcal.attempts")
 

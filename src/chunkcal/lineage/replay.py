@@ -184,7 +184,7 @@ def _links(links: Mapping[str, str], stage: str, products: Mapping[str, str]) ->
 
 def _make(folder: Path, name: str, entry: Mapping[str, Any], settings: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     """Run one stage as a worker does; return its product and the digests of what it holds."""
-    from chunkcal.cluster import task  # imports dask: 0.7 s
+    from chunkcal.cluster import dp3run, task  # imports dask: 0.7 s
 
     folder.mkdir()
     request = {
@@ -197,7 +197,7 @@ def _make(folder: Path, name: str, entry: Mapping[str, Any], settings: Mapping[s
     settings = {**settings, "task_timeout_s": None, "product_digests": _algorithm(entry["digest"] or {})}
     try:
         made = task.run_in(folder, request, settings, "replay", entry["threads"], lambda: True)
-    except (task.TaskError, ProductError, OSError) as error:
+    except (dp3run.TaskError, ProductError, OSError) as error:
         raise UserError(f"{name}: {error}") from error
     return made["product"], made["record"]["verified"]["digest"]
 

@@ -1,0 +1,204 @@
+"""One or several DP3 runs on a worker, each below the guard: their errors, their log, what they have used."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from chunkcal import dp3
+from chunkcal.cluster import guard
+from chunkcal.cluster.state import read_json
+from chunkcal.lineage import versions
+from chunkcal.logs import last_lines
+
+POLL_S = 0.2
+# Variables of glibc that dask sets for its workers, or whoever starts them.
+_OF_PYTHON = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_")
+
+
+class TaskError(Exception):
+    """A DP3 run failed: one line for the user, then the end of DP3's log."""
+
+
+class DP3Error(TaskError):
+    """DP3 itself has failed on this chunk."""
+
+
+class OutOfMemory(TaskError):
+    """DP3 had too little memory: nothing is wrong with the chunk, but the same attempt would end the same way."""
+
+
+class Killed(TaskError):
+    """Somebody has killed DP3, and not for its memory: the run is worth another attempt."""
+
+
+class Cancelled(Exception):
+    """Nobody wants this task any more: its client has gone, or its worker is closing."""
+
+
+def run_parsets(
+    work: Path,
+    name: str,
+    run: dict[str, Any],
+    runs: list[tuple[Path, int, dict[str, str]]],
+    log_path: str,
+    settings: dict[str, Any],
+    worker: str,
+    threads: int,
+    wanted: Any,
+) -> tuple[dict[str, Any], dict[Path, str]]:
+    """Run DP3 once or more often, one after the other.
+
+    Parameters
+    ----------
+    work
+        The folder of the attempt.
+    name, run
+        Of the request.
+    runs
+        Folder, number of the parset and its keys of each run: what `chunkcal.cluster.pieces.runs` returned.
+    log_path
+        What DP3 prints is added to it, behind its command and its parset.
+    settings
+        The ``dp3`` section of the configuration.
+    worker
+        Name for record and log.
+    threads
+        Threads of DP3, where the run itself does not say.
+    wanted
+        Called now and then; when it says no, DP3 is killed.
+
+    Returns
+    -------
+    tuple
+        The record so far, and what DP3 has printed, by folder.
+
+    Raises
+    ------
+    TaskError, UserError, OSError, Cancelled
+        A run failed; those behind it were not started.
+    """
+    threads = run.get("threads", threads)
+    command = dp3.find_command(settings["command"])
+    environment = _inherited() | dp3.environment(threads, not dp3.is_wheel(command), settings["measures_dir"])
+    record: dict[str, Any] = {
+        "name": name,
+        "parsets": run["parsets"],
+        "links": run["links"],
+        "worker": worker,
+        "host": socket.gethostname(),
+        "threads": threads,
+        "start": time.time(),
+        "argv": [],
+        "cpu_s": 0.0,
+        "max_rss_kb": 0,
+    }
+    printed: dict[Path, str] = {}
+    with open(log_path, "ab") as log:
+        log.write(f"# {name} on worker {worker}\n".encode())
+        log.writelines(f"{link} -> {target}\n".encode() for link, target in run["links"].items())
+        for folder, number, keys in runs:
+            parset = f"parset{number}"
+            (folder / parset).write_text(dp3.parset_text(keys))
+            argv = dp3.argv(command, parset, threads)
+            where = "" if folder == work else f" in {folder.name}"
+            log.write(f"# {argv}{where}\n{dp3.parset_text(keys)}\n".encode())
+            log.flush()
+            begin = log.tell()
+            _run_one(argv, folder, environment, log, wanted, settings["task_timeout_s"], log_path)
+            printed[folder] = printed.get(folder, "") + _printed(log_path, begin)
+            usage = read_json(folder / "usage.json") or {}
+            record["argv"].append(argv)
+            record["cpu_s"] += usage.get("cpu_s", 0.0)
+            record["max_rss_kb"] = max(record["max_rss_kb"], usage.get("max_rss_kb", 0))
+    record["dp3_version"] = _version(tuple(command))
+    record["casacore"] = versions.casacore_of_wheel() if dp3.is_wheel(command) else None
+    record["measures"] = versions.measures(environment, settings["measures_dir"])
+    return record, printed
+
+
+def _inherited() -> dict[str, str]:
+    """Give this worker's environment but for what concerns Python's memory: it costs DP3 2 % of its CPU time."""
+    return {name: value for name, value in os.environ.items() if name not in _OF_PYTHON}
+
+
+def _run_one(
+    argv: list[str],
+    work: Path,
+    environment: dict[str, str],
+    log: BinaryIO,
+    wanted: Any,
+    timeout_s: float | None,
+    log_path: str,
+) -> None:
+    """Run one DP3; raise with the reason if it fails."""
+    memory_kills, begin = _memory_kills(), log.tell()
+    status = _run_guarded(argv, work, environment, log, wanted, timeout_s)
+    if not status:
+        return
+    # Below 0 the guard itself was killed, and DP3 with it.
+    by_somebody = status < 0 or status - 128 in (signal.SIGKILL, signal.SIGTERM)
+    if by_somebody and _memory_kills() > memory_kills:
+        log.write(b"oom-kill: the kernel ran out of memory while this DP3 was running\n")
+        log.flush()
+    tail = last_lines(log_path, begin, dp3.without_tracebacks)
+    kind = OutOfMemory if dp3.ran_out_of_memory(tail) else Killed if by_somebody else DP3Error
+    raise kind(dp3.describe_failure(status, tail))
+
+
+def _run_guarded(
+    argv: list[str],
+    work: Path,
+    environment: dict[str, str],
+    log: BinaryIO,
+    wanted: Any,
+    timeout_s: float | None,
+) -> int:
+    """Run `argv` under the guard until it ends, is no longer wanted, or takes too long; return its exit status."""
+    process = subprocess.Popen(
+        [sys.executable, "-I", "-S", guard.__file__, "usage.json", *argv],
+        cwd=work,
+        stdin=subprocess.PIPE,
+        stdout=log,
+        stderr=log,
+        env=environment,
+    )
+    ended = os.pidfd_open(process.pid)
+    deadline = time.monotonic() + (timeout_s or float("inf"))
+    try:
+        while not select.select([ended], [], [], POLL_S)[0]:
+            if not wanted():
+                raise Cancelled
+            if time.monotonic() > deadline:
+                raise TaskError(f"took longer than dp3.task_timeout_s = {timeout_s:g} s and was killed")
+        return process.wait()
+    finally:
+        process.stdin.close()  # the guard kills DP3 if it still runs
+        process.wait()
+        os.close(ended)
+
+
+def _memory_kills() -> int:
+    """Count the processes that this machine's kernel has killed for lack of memory since it started."""
+    lines = Path("/proc/vmstat").read_text().splitlines()
+    return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)
+
+
+@lru_cache
+def _version(command: tuple[str, ...]) -> str:
+    return dp3.version(list(command))
+
+
+def _printed(log: str, start: int) -> str:
+    """Return what was added to a log after its first `start` bytes."""
+    with open(log, "rb") as stream:
+        stream.seek(start)
+        return stream.read().decode(errors="replace")
