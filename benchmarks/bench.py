@@ -47,6 +47,7 @@ STEPS = [
     {"Averager": {"timestep": 2, "freqstep": 2}},
 ]
 SOLVE = {"name": "gain", "mode": "diagonal", "solint_s": 32, "solution_bandwidth_hz": 100e3}
+NOTABLE = 0.01  # of the wall time
 BYTES_PER_VISIBILITY = 13  # DATA, FLAG, WEIGHT_SPECTRUM
 
 
@@ -180,7 +181,7 @@ def medians(runs: list[dict[str, Any]], case: str, input_bytes: int) -> dict[str
 
     row = {"case": case, "repetitions": len(runs), "wall_s": median("wall_s")}
     row |= {"wall_min_s": min(run["wall_s"] for run in runs), "wall_max_s": max(run["wall_s"] for run in runs)}
-    row |= {key: median(key) for key in ("cpu_s", "peak_rss_bytes", "read_bytes", "written_bytes")}
+    row |= {key: median(key) for key in ("cpu_s", "stolen_s", "peak_rss_bytes", "read_bytes", "written_bytes")}
     row |= {"input_bytes": input_bytes, "output_bytes": median("output_bytes")}
     row |= {key: median(key) for key in ("n_tasks", "dp3_cpu_s", "occupancy", "median_gap_s", "p90_gap_s")}
     row["outside_dp3_fraction"] = 1 - row["dp3_cpu_s"] / row["cpu_s"]
@@ -240,6 +241,9 @@ def as_markdown(table: pd.DataFrame, title: str) -> str:
             gap,
         ]
         lines.append("| " + " | ".join(cells) + " |")
+    if (table.stolen_s > NOTABLE * table.wall_s).any():
+        told = ", ".join(f"{CASES[row.case]} {row.stolen_s:.0f}" for _, row in table.iterrows())
+        lines += ["", f"CPU seconds that the host of this virtual machine gave to others meanwhile: {told}"]
     return "\n".join(lines) + "\n"
 
 

@@ -3,7 +3,8 @@
 
 Writes as JSON: ``status``; ``wall_s``; ``cpu_s`` (user and system); ``peak_rss_bytes`` (the sum over all processes that
 live at a time, sampled twice a second, shared pages counted once per process); ``read_bytes`` and
-``written_bytes`` (what went through read and write calls, whether or not the page cache had it).
+``written_bytes`` (what went through read and write calls, whether or not the page cache had it); ``stolen_s``
+(CPU time that the host of a virtual machine gave to others meanwhile: such a run is slower for no fault of its own).
 """
 
 from __future__ import annotations
@@ -54,6 +55,10 @@ def _rss_bytes() -> int:
     return total
 
 
+def _stolen_s() -> float:
+    return psutil.cpu_times().steal
+
+
 def _wait_for_all() -> None:
     while True:
         try:
@@ -87,9 +92,9 @@ def measure(argv: list[str], background: list[str] | None = None, ready: Path | 
 
     sampler = threading.Thread(target=sample, daemon=True)
     sampler.start()
-    cpu_before, began = _cpu_s(), time.monotonic()
+    cpu_before, stolen_before, began = _cpu_s(), _stolen_s(), time.monotonic()
     status = subprocess.call(argv)
-    wall, cpu = time.monotonic() - began, _cpu_s()
+    wall, cpu, stolen = time.monotonic() - began, _cpu_s(), _stolen_s() - stolen_before
     done.set()
     sampler.join()
     if cluster:
@@ -102,6 +107,7 @@ def measure(argv: list[str], background: list[str] | None = None, ready: Path | 
         "status": status,
         "wall_s": wall,
         "cpu_s": cpu - cpu_before,
+        "stolen_s": stolen,
         "peak_rss_bytes": peak[0],
         "read_bytes": read,
         "written_bytes": written,

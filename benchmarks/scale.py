@@ -2,8 +2,9 @@
 """Measure how what the pipeline adds grows with the number of chunks: ``make bench-scale``.
 
 Real: planning, Snakemake with this workflow's own rules, merging and reporting. Stand-ins: the scripts of all rules but
-planning, which make empty products in no time, so that only the cost of a job remains. A cluster of 1,000 slots is
-a model here: events on virtual time, with the measured costs of a job.
+planning, which make empty products in no time, so that only the cost of a job remains. What the supervisor uses is
+measured with small chunks that DP3 really makes. A cluster of 1,000 slots is a model here: events on virtual time, with
+the measured costs of a job.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import argparse
 import heapq
 import json
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -32,6 +34,8 @@ N_SLOTS = 1000
 N_MODELLED = 50_000
 TASKS_S = (10, 30, 60, 120)
 CHUNK_RULES = ("preprocess_chunk", "calibrate_chunk", "apply_chunk", "fit_chunk")
+# Peak memory of a Python process, in bytes. The maximum of getrusage() has that of the process that started it, too.
+PEAK = "int(open('/proc/self/status').read().split('VmHWM:')[1].split()[0]) * 1024"
 STAND_IN = """
 import json
 import sys
@@ -90,7 +94,7 @@ def run_snakemake(work: Path, *arguments: str) -> dict[str, float]:
         "try:\n    main(sys.argv[2:])\n"
         "except SystemExit as end:\n    status = end.code\n"
         "used = resource.getrusage(resource.RUSAGE_SELF)\n"
-        "found = {'status': status, 'cpu_s': used.ru_utime + used.ru_stime, 'rss_bytes': used.ru_maxrss * 1024}\n"
+        f"found = {{'status': status, 'cpu_s': used.ru_utime + used.ru_stime, 'rss_bytes': {PEAK}}}\n"
         "used = resource.getrusage(resource.RUSAGE_CHILDREN)\n"
         "found['children_cpu_s'] = used.ru_utime + used.ru_stime\n"
         "open(sys.argv[1], 'w').write(json.dumps(found))\n"
@@ -127,10 +131,20 @@ def measure_jobs(folder: Path, n_chunks: int) -> dict[str, Any]:
     return {"what": "jobs", "n_chunks": n_chunks} | found | {"chunk_jobs": len(records)}
 
 
-def _small(folder: Path, n_stations: int) -> argparse.Namespace:
-    """Give the options of `bench` for an input of two small chunks."""
+def measure_supervisor(folder: Path, n_chunks: int) -> dict[str, Any]:
+    """Calibrate small chunks on a cluster of two slots; tell what the supervisor, with the scheduler, says it used."""
+    options = _small(folder, n_stations=8, n_chunks=n_chunks, n_slots=2)
+    bench.make_input(options)
+    bench.run_case(options, "cold", folder / "run")
+    log = (folder / "run/logs/cluster.log").read_text()
+    requests, cpu_s = re.findall(r"stopped after (\d+) requests, CPU-s: ([\d.]+)", log)[-1]
+    return {"what": "supervisor", "n_chunks": n_chunks, "chunk_jobs": int(requests), "cpu_s": float(cpu_s)}
+
+
+def _small(folder: Path, n_stations: int, n_chunks: int = 2, n_slots: int = 1) -> argparse.Namespace:
+    """Give the options of `bench` for an input of small chunks."""
     sizes = {"size_mb": 1, "n_stations": n_stations, "n_channels": 16, "n_patches": 1}
-    return argparse.Namespace(folder=folder, slots=1, threads=1, chunks=2, **sizes)
+    return argparse.Namespace(folder=folder, slots=n_slots, threads=1, chunks=n_chunks, **sizes)
 
 
 def measure_merge(folder: Path, sizes: list[int]) -> list[dict[str, Any]]:
@@ -164,8 +178,8 @@ def measure_merge(folder: Path, sizes: list[int]) -> list[dict[str, Any]]:
             "grid = Grid.of([p.stem for p in parts], [int(length)] * len(parts), start_s=start, interval_s=interval)\n"
             "before = resource.getrusage(resource.RUSAGE_SELF).ru_utime\n"
             "merge(parts, place / 'merged.h5', grid)\n"
-            "used = resource.getrusage(resource.RUSAGE_SELF)\n"
-            "print(json.dumps({'cpu_s': used.ru_utime - before, 'rss_bytes': used.ru_maxrss * 1024}))\n"
+            "cpu_s = resource.getrusage(resource.RUSAGE_SELF).ru_utime - before\n"
+            f"print(json.dumps({{'cpu_s': cpu_s, 'rss_bytes': {PEAK}}}))\n"
         )
         start = plan["solves"]["gain"]["start_s"]
         command = [sys.executable, "-c", program, str(place), repr(start), repr(interval), str(length)]
@@ -191,7 +205,7 @@ def measure_report(folder: Path, sizes: list[str]) -> list[dict[str, Any]]:
             "main(['report', sys.argv[1]])\n"
             "used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]\n"
             "found = {'wall_s': time.monotonic() - began, 'cpu_s': sum(one.ru_utime + one.ru_stime for one in used)}\n"
-            "print(json.dumps(found | {'rss_bytes': used[0].ru_maxrss * 1024}))\n"
+            f"print(json.dumps(found | {{'rss_bytes': {PEAK}}}))\n"
         )
         done = subprocess.run(
             [sys.executable, "-c", program, str(place)], check=True, stdout=subprocess.PIPE, text=True
@@ -263,17 +277,20 @@ def occupancy(
     return busy / (n_slots * end)
 
 
-def model(rows: list[dict[str, Any]], supervisor_s: float, n_cores: int) -> str:
-    """Say how busy 1,000 slots would be, from the growth between the two largest runs."""
-    jobs = sorted((row for row in rows if row["what"] == "jobs"), key=lambda row: row["chunk_jobs"])
-    small, large = jobs[-2:]
-    more = large["chunk_jobs"] - small["chunk_jobs"]
-    own, script = (max(0.0, large[key] - small[key]) / more for key in ("cpu_s", "children_cpu_s"))
+def cost_per_job(rows: list[dict[str, Any]], what: str, key: str) -> float:
+    """Give what a further chunk job costs, in s, from the growth between the two largest runs."""
+    small, large = sorted((row for row in rows if row["what"] == what), key=lambda row: row["chunk_jobs"])[-2:]
+    return max(0.0, large[key] - small[key]) / (large["chunk_jobs"] - small["chunk_jobs"])
+
+
+def model(rows: list[dict[str, Any]], n_cores: int) -> str:
+    """Say how busy 1,000 slots would be."""
+    own, script = (cost_per_job(rows, "jobs", key) for key in ("cpu_s", "children_cpu_s"))
+    supervisor_s = cost_per_job(rows, "supervisor", "cpu_s")
     text = (
-        f"Between {small['chunk_jobs']} and {large['chunk_jobs']} chunk jobs, CPU per job: Snakemake itself"
-        f" {1e3 * own:.1f} ms, its script {1e3 * script:.1f} ms.\nModel of {N_SLOTS} slots with these costs,"
-        f" {1e3 * supervisor_s:.0f} ms of the supervisor (given, not measured here) and {n_cores} cores for scripts,"
-        f" {N_MODELLED} chunk jobs:\n"
+        f"CPU of a further chunk job, between the two largest runs: Snakemake itself {1e3 * own:.1f} ms, its script"
+        f" {1e3 * script:.1f} ms, the supervisor with the scheduler {1e3 * supervisor_s:.1f} ms.\nModel of {N_SLOTS}"
+        f" slots with these costs and {n_cores} cores for scripts, {N_MODELLED} chunk jobs:\n"
     )
     busy = {task_s: occupancy(task_s, N_MODELLED, own, script, supervisor_s, n_cores, N_SLOTS) for task_s in TASKS_S}
     return text + "\n".join(f"  tasks of {task_s:4} s: slots busy {share:6.1%}" for task_s, share in busy.items())
@@ -284,7 +301,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", type=Path, default=ROOT / "benchmarks/results/scale", help="made anew")
     parser.add_argument("--observations", type=int, default=10, help="of the dry run")
-    parser.add_argument("--chunks", type=int, default=332, help="of each of them; three jobs each, and some")
+    parser.add_argument("--chunks", type=int, default=498, help="of each of them; two jobs each, and some")
     parser.add_argument("--jobs", type=int, nargs="+", default=[50, 200, 400], help="chunks of the runs with stand-ins")
     parser.add_argument("--merges", type=int, nargs="+", default=[10, 100, 1000], help="chunks that are merged")
     parser.add_argument(
@@ -293,9 +310,7 @@ def main() -> int:
         default=["1x50", "10x50", "100x50", "1x500"],
         help="observations x chunks of the reports",
     )
-    parser.add_argument(
-        "--supervisor-ms", type=float, default=20.0, help="CPU of the supervisor per task, for the model"
-    )
+    parser.add_argument("--supervised", type=int, nargs="+", default=[10, 60], help="chunks of the runs with real DP3")
     parser.add_argument("--script-cores", type=int, default=8, help="cores for scripts, for the model")
     options = parser.parse_args()
     options.folder = options.folder.absolute()
@@ -307,13 +322,16 @@ def main() -> int:
     for n_chunks in options.jobs:
         rows.append(measure_jobs(options.folder / f"jobs{n_chunks}", n_chunks))
         print(json.dumps(rows[-1]), flush=True)
+    for n_chunks in options.supervised:
+        rows.append(measure_supervisor(options.folder / f"supervised{n_chunks}", n_chunks))
+        print(json.dumps(rows[-1]), flush=True)
     rows += measure_merge(options.folder / "merge", options.merges)
     rows += measure_report(options.folder / "report", options.reports)
     table = pd.DataFrame(rows)
     table["cpu_ms_per_job"] = 1e3 * table.cpu_s / table.chunk_jobs
     table.to_csv(options.folder / "scale.tsv", sep="\t", index=False)
     print(f"{bench.machine()}\n{table.to_string(index=False, float_format=lambda value: f'{value:.4g}')}")
-    print(model(rows, options.supervisor_ms / 1e3, options.script_cores))
+    print(model(rows, options.script_cores))
     return 0
 
 

@@ -20,6 +20,7 @@ def test_every_case_is_measured(tmp_path):
     assert list(table.index) == ["unchunked", "xargs", "running", "cold", "per-ms"]
     size = sum(path.stat().st_size for path in (folder / "input/bench.ms").rglob("*") if path.is_file())
     assert (table.cpu_s > 1).all()
+    assert (table.stolen_s >= 0).all()
     assert (table.peak_rss_bytes > 30e6).all()
     assert (table.read_bytes > size).all()
     assert (table.written_bytes > size / 10).all()
@@ -34,18 +35,39 @@ def test_every_case_is_measured(tmp_path):
     assert "one dask task for the MeasurementSet" in (folder / "table.md").read_text()
 
 
+def test_a_host_that_was_busy_is_told(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    bench = importlib.import_module("bench")
+    run = {
+        "wall_s": 100.0,
+        "cpu_s": 190.0,
+        "stolen_s": 0.4,
+        "peak_rss_bytes": 1e9,
+        "read_bytes": 3e6,
+        "written_bytes": 1e6,
+    }
+    run |= {"output_bytes": 1e6, "dp3_cpu_s": 180.0, "same_dp3_cpu_s": 180.0}
+    rows = {"xargs": [run], "running": [run | {"stolen_s": stolen} for stolen in (0.0, 30.0, 40.0)]}
+    table = pd.DataFrame([bench.medians(runs, case, 1000000) for case, runs in rows.items()])
+    told = bench.as_markdown(table, "title").splitlines()[-1]
+    assert told.endswith("to others meanwhile: bare DP3 on the chunks, xargs -P 0, chunkcal on a running cluster 30")
+    quiet = pd.DataFrame([bench.medians([run], "xargs", 1000000)])
+    assert bench.as_markdown(quiet, "title").splitlines()[-1].startswith("| bare DP3 on the chunks")
+
+
 def test_growth_is_measured(tmp_path):
     folder = tmp_path / "scale"
-    sizes = "--observations 1 --chunks 2 --jobs 1 2 --merges 2 --reports 1x2 2x3".split()
+    sizes = "--observations 1 --chunks 2 --jobs 1 2 --supervised 1 2 --merges 2 --reports 1x2 2x3".split()
     command = [sys.executable, str(ROOT / "benchmarks/scale.py"), "--folder", str(folder), *sizes]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     table = pd.read_csv(folder / "scale.tsv", sep="\t")
     assert list(table.what) == [
-        *("dry run", "dry run", "jobs", "jobs", "merge"),
+        *("dry run", "dry run", "jobs", "jobs", "supervisor", "supervisor", "merge"),
         *("report, 1 observations", "report, 2 observations"),
     ]
-    assert list(table.chunk_jobs[:4]) == [3, 6, 3, 6]
+    assert list(table.chunk_jobs[:6]) == [3, 6, 3, 6, 3, 6]
+    assert (table.cpu_s[table.what == "supervisor"] > 0.1).all()
     assert "Model of 1000 slots" in done.stdout
     assert done.stdout.count("slots busy") == 4
 
