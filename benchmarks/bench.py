@@ -47,7 +47,7 @@ STEPS = [
     {"Averager": {"timestep": 2, "freqstep": 2}},
 ]
 SOLVE = {"name": "gain", "mode": "diagonal", "solint_s": 32, "solution_bandwidth_hz": 100e3}
-NOTABLE = 0.01  # of the wall time
+NOTABLY_STOLEN = 0.01  # s of CPU time for each s of wall time
 BYTES_PER_VISIBILITY = 13  # DATA, FLAG, WEIGHT_SPECTRUM
 
 
@@ -241,7 +241,7 @@ def as_markdown(table: pd.DataFrame, title: str) -> str:
             gap,
         ]
         lines.append("| " + " | ".join(cells) + " |")
-    if (table.stolen_s > NOTABLE * table.wall_s).any():
+    if (table.stolen_s > NOTABLY_STOLEN * table.wall_s).any():
         told = ", ".join(f"{CASES[row.case]} {row.stolen_s:.0f}" for _, row in table.iterrows())
         lines += ["", f"CPU seconds that the host of this virtual machine gave to others meanwhile: {told}"]
     return "\n".join(lines) + "\n"

@@ -68,6 +68,8 @@ def test_growth_is_measured(tmp_path):
     ]
     assert list(table.chunk_jobs[:6]) == [3, 6, 3, 6, 3, 6]
     assert (table.cpu_s[table.what == "supervisor"] > 0.1).all()
+    # Merging is small; the process that measures it is not, and must not be counted.
+    assert 20e6 < table.rss_bytes[table.what == "merge"].item() < 100e6
     assert "Model of 1000 slots" in done.stdout
     assert done.stdout.count("slots busy") == 4
 
