@@ -18,11 +18,11 @@ from pathlib import Path
 import casacore.tables as ct
 import numpy as np
 
-from chunkcal.products import ProductError, Slots, opened, read_slots
+from chunkcal.products import ProductError, Slots, keep_buckets, opened, read_slots
 
 # Where TIME differs from DP3's own grid by less, it is rounding: one unit in the last place of MJD s is 1 us.
 ROUNDING_S = 5e-6
-_BLOCK_BYTES = 4 << 20  # of a column in memory at a time
+_BLOCK_BYTES = 512 << 10  # of a column in memory at a time, see products._BLOCK_BYTES
 
 
 def dp3_times(first_time: float, interval_s: float, n_slots: int, averaging: int = 1) -> np.ndarray:
@@ -177,6 +177,7 @@ def _copy(parts: Sequence[_Part], out: Path) -> None:
     out.mkdir()
     shutil.copytree(parts[0].path, out, dirs_exist_ok=True)
     with ct.table(str(out), readonly=False, ack=False) as joined:
+        keep_buckets(joined)
         for part in parts[1:]:
             with opened(part.path) as table, _copying(part, out):
                 start = joined.nrows()
@@ -192,7 +193,8 @@ def _copy_rows(table: ct.table, joined: ct.table, start: int) -> None:
     uneven = []
     for name in table.colnames():
         if not table.isscalarcol(name) and table.isvarcol(name):
-            uneven.append(name)
+            if _has_cells(table, name):
+                uneven.append(name)
             continue
         step = max(1, _BLOCK_BYTES // max(1, np.asarray(table.getcell(name, 0)).nbytes))
         for row in range(0, table.nrows(), step):
@@ -201,6 +203,12 @@ def _copy_rows(table: ct.table, joined: ct.table, start: int) -> None:
     if uneven:
         with table.query(columns=",".join(uneven)) as rest:
             rest.copyrows(joined, startrowout=start)
+
+
+def _has_cells(table: ct.table, name: str) -> bool:
+    """Tell whether a column of arrays holds any: FLAG_CATEGORY of what DP3 writes does not."""
+    with table.query(f"isdefined({name})", limit=1) as found:
+        return found.nrows() > 0
 
 
 @contextmanager

@@ -92,6 +92,18 @@ def test_subtables_tell_the_whole(data, tmp_path):
         assert_same_columns(tmp_path / "out.ms" / name, data[0] / name)
 
 
+def test_cells_that_only_some_rows_have(data, tmp_path):
+    copies = [shutil.copytree(chunk, tmp_path / chunk.name) for chunk in data[4]]
+    cell = np.arange(16).reshape(1, 4, 4) % 3 == 0
+    with ct.table(str(copies[1]), readonly=False, ack=False) as table:
+        assert not table.iscelldefined("FLAG_CATEGORY", 7)
+        table.putcell("FLAG_CATEGORY", 7, cell)
+    join(copies, tmp_path / "out.ms")
+    with ct.table(f"{tmp_path}/out.ms", ack=False) as table:
+        assert [row for row in range(table.nrows()) if table.iscelldefined("FLAG_CATEGORY", row)] == [47]
+        np.testing.assert_array_equal(table.getcell("FLAG_CATEGORY", 47), cell)
+
+
 def test_joined_set_is_good_input_for_dp3(data, tmp_path):
     join(data[4], tmp_path / "out.ms")
     cut(tmp_path, "out.ms", "again.ms")
@@ -206,7 +218,7 @@ def test_refuses_to_replace_and_to_join_nothing(data, tmp_path):
 def test_join_keeps_few_files_open(data, tmp_path, monkeypatch):
     """A concatenation of a thousand tables would need thousands of open files."""
     most = 0
-    original = ct.table.copyrows
+    original = ct.table.putcol
 
     def counting(self, *args, **keys):
         nonlocal most
@@ -216,7 +228,7 @@ def test_join_keeps_few_files_open(data, tmp_path, monkeypatch):
     if not Path("/proc/self/fd").is_dir():
         pytest.skip("no /proc")
     start = len(list(Path("/proc/self/fd").iterdir()))
-    monkeypatch.setattr(ct.table, "copyrows", counting)
+    monkeypatch.setattr(ct.table, "putcol", counting)
     join(data[4], tmp_path / "out.ms")
     assert 0 < most - start < 40
     assert len(list(Path("/proc/self/fd").iterdir())) <= start

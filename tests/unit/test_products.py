@@ -46,6 +46,25 @@ def change(path, column, function):
 # ---- MeasurementSets ------------------------------------------------------------------------------------
 
 
+def test_the_stations_of_rows_are_read_once(tmp_path):
+    """DP3 writes them in buckets of 32 rows, of which casacore would keep two: each column would read all again."""
+
+    def n_reads():
+        lines = Path("/proc/self/io").read_text().splitlines()
+        return int(dict(line.split(": ") for line in lines)["syscr"])
+
+    tiny_ms.make_ms(tmp_path / "in.ms", n_stations=20, n_slots=20, interval_s=INTERVAL)
+    tiny_ms.run_dp3(tmp_path, {"msin": "in.ms", "msout": "out.ms", "steps": "[]"})
+    with products.opened(tmp_path / "out.ms") as table:
+        before = n_reads()
+        stations = [table.getcol(name) for name in ("ANTENNA1", "ANTENNA2")]
+        first = n_reads() - before
+        assert table.nrows() / 32 <= first < 1.5 * table.nrows() / 32
+        again = [table.getcol(name) for name in ("ANTENNA1", "ANTENNA2")]
+        assert n_reads() - before - first < 10
+    np.testing.assert_array_equal(stations, again)
+
+
 def test_a_good_product(made):
     found = verify_ms(made / "out.ms", EXPECT)
     assert json.loads(json.dumps(found)) == found

@@ -49,7 +49,11 @@ class FlagCounter:
         last_time: float,
         interval_s: float,
     ) -> None:
-        self._stations, self._positions = list(stations), np.asarray(positions).reshape(-1, 3)
+        self._stations = list(stations)
+        positions = np.asarray(positions, np.float64).reshape(-1, 3)
+        lengths = np.linalg.norm(positions[:, None] - positions, axis=-1)
+        bins = np.searchsorted(LENGTH_EDGES_M, lengths, "right") - 1
+        self._length_bin = np.clip(bins, 0, len(LENGTH_EDGES_M) - 2)  # of a baseline, by its two stations
         self._frequencies, self._n_correlations = frequencies, n_correlations
         n_slots = round((last_time - first_time) / interval_s) + 1
         self._slots_per_bin = -(-n_slots // MAX_TIME_BINS)
@@ -71,21 +75,21 @@ class FlagCounter:
         flags : (n_rows, n_channels, n_correlations) bool
         """
         cross = first != second
-        by_channel = _count_correlations(flags)[cross]  # selecting counts costs less than selecting flags
-        first, second, times = first[cross], second[cross], times[cross]
-        flagged, n_all = by_channel.sum(axis=1, dtype=np.int64), flags.shape[1] * flags.shape[2]
-        for station in (first, second):
-            for sums, weights in zip(self._by_station, (flagged, np.full(len(first), n_all)), strict=True):
-                np.add.at(sums, station, weights)
-        lengths = np.linalg.norm(self._positions[first] - self._positions[second], axis=1)
-        bins = np.clip(np.searchsorted(LENGTH_EDGES_M, lengths, "right") - 1, 0, len(LENGTH_EDGES_M) - 2)
-        np.add.at(self._by_length[0], bins, flagged)
-        np.add.at(self._by_length[1], bins, n_all)
+        by_channel = _count_correlations(flags)
+        by_channel[~cross] = 0
+        # In half the time of by_channel.sum(axis=1); no row has more flags than 32 bits hold.
+        flagged = np.einsum("rc->r", by_channel, dtype=np.uint32, casting="unsafe").astype(np.int64)
+        n_all = np.where(cross, flags.shape[1] * flags.shape[2], 0)
+        for sums, counts in zip(self._by_station, (flagged, n_all), strict=True):
+            for station in (first, second):
+                np.add.at(sums, station, counts)
+        for sums, counts in zip(self._by_length, (flagged, n_all), strict=True):
+            np.add.at(sums, self._length_bin[first, second], counts)
         slots = np.rint((times - self._start) / self._interval - 0.5).astype(int)
         bins = np.clip(slots // self._slots_per_bin, 0, len(self._rows) - 1)
-        for one in np.unique(bins):
-            self._flagged[one] += by_channel[bins == one].sum(axis=0, dtype=np.int64)
-        self._rows += np.bincount(bins, minlength=len(self._rows))
+        starts = np.flatnonzero(np.diff(bins, prepend=-1))  # rows are in the order of time: a bin's lie together
+        np.add.at(self._flagged, bins[starts], np.add.reduceat(by_channel, starts, axis=0, dtype=np.int64))
+        self._rows += np.bincount(bins[cross], minlength=len(self._rows))
 
     def result(self) -> dict[str, Any]:
         """Give the counts.
