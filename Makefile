@@ -45,8 +45,8 @@ test-faults: test-env ## try every fault as often as docs/faults.md says (half a
 fuzz: test-env ## try 2,000 configurations that nobody would write
 	@CHUNKCAL_FUZZ_CASES=2000 $(BIN)/python -m pytest tests/fuzz
 
-bench: test-env ## the pipeline beside bare DP3 on the same input and cores (half an hour, best on a quiet machine)
-	@$(BIN)/python benchmarks/bench.py --size-mb 1000 --n-stations 62
+bench: test-env ## the pipeline beside bare DP3 on the same input and cores (an hour, best on a quiet machine)
+	@$(BIN)/python benchmarks/bench.py --size-mb 620 --n-patches 4 --chunks 20
 
 bench-scale: test-env ## how planning, jobs and merging grow with the number of chunks (a quarter of an hour)
 	@$(BIN)/python benchmarks/scale.py

@@ -2,7 +2,8 @@
 """Measure the pipeline beside bare DP3, on the same input and cores: ``make bench``.
 
 Every case makes the same calibrated MeasurementSet and solutions from the same simulated input, which is checked bit
-for bit. Cases take turns, so that what else the machine does hits all of them; medians over the repetitions are told.
+for bit. Cases take turns, forth and back, so that what else the machine does, and a steady drift of its speed, hits
+all of them; medians over the repetitions are told.
 """
 
 from __future__ import annotations
@@ -197,7 +198,8 @@ def machine() -> str:
         line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
     }
     memory = psutil.virtual_memory().total / 2**30
-    return f"{os.cpu_count()} x {'/'.join(models) or platform.machine()}, {memory:.0f} GiB, Linux {platform.release()}"
+    kernel = platform.release().partition("-")[0]
+    return f"{os.cpu_count()} x {'/'.join(models) or platform.machine()}, {memory:.0f} GiB, Linux {kernel}"
 
 
 def as_markdown(table: pd.DataFrame, title: str) -> str:
@@ -260,9 +262,9 @@ def main() -> int:
     parser.add_argument("--chunks", type=int, default=8)
     parser.add_argument("--slots", type=int, default=2)
     parser.add_argument("--threads", type=int, default=1, help="of each slot")
-    parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--repetitions", type=int, default=2, help="every other one in the opposite order")
     parser.add_argument(
-        "--cases", nargs="+", choices=CASES, default=list(CASES), help="in this order; one may be there several times"
+        "--cases", nargs="+", choices=CASES, default=list(CASES), help="in this order; one may be there more than once"
     )
     options = parser.parse_args()
     options.folder = options.folder.absolute()
@@ -273,7 +275,7 @@ def main() -> int:
     runs: dict[str, list[dict[str, Any]]] = {case: [] for case in options.cases}
     reference = None
     for repetition in range(options.repetitions):
-        for case in options.cases:
+        for case in options.cases[:: -1 if repetition % 2 else 1]:
             folder = options.folder / case
             found = run_case(options, case, folder)
             digests = found.pop("digests")
@@ -283,7 +285,7 @@ def main() -> int:
             print(f"{repetition + 1}/{options.repetitions} {case}: {json.dumps(found)}", flush=True)
             runs[case].append(found)
             shutil.rmtree(folder)
-    table = pd.DataFrame([medians(runs[case], case, input_bytes) for case in runs])
+    table = pd.DataFrame([medians(runs[case], case, input_bytes) for case in CASES if case in runs])
     title = (
         f"{datetime.date.today()}, {machine()}; input {input_bytes / 1e6:.0f} MB, {options.chunks} chunks, "
         f"slots x threads: {options.slots} x {options.threads}, repetitions: {options.repetitions}"

@@ -313,6 +313,9 @@ def main() -> int:
     parser.add_argument("--supervised", type=int, nargs="+", default=[10, 60], help="chunks of the runs with real DP3")
     parser.add_argument("--script-cores", type=int, default=8, help="cores for scripts, for the model")
     options = parser.parse_args()
+    for name in ("jobs", "supervised"):
+        if len(set(getattr(options, name))) < 2:
+            parser.error(f"--{name}: what a further chunk costs is told from two runs; give two different numbers")
     options.folder = options.folder.absolute()
     shutil.rmtree(options.folder, ignore_errors=True)
     rows = []

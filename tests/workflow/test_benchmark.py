@@ -55,6 +55,15 @@ def test_a_host_that_was_busy_is_told(monkeypatch):
     assert bench.as_markdown(quiet, "title").splitlines()[-1].startswith("| bare DP3 on the chunks")
 
 
+def test_growth_is_told_from_two_runs(tmp_path):
+    (tmp_path / "kept").touch()
+    command = [sys.executable, str(ROOT / "benchmarks/scale.py"), "--folder", str(tmp_path), "--jobs", "5"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert "--jobs: what a further chunk costs is told from two runs" in done.stderr
+    assert (tmp_path / "kept").exists()
+
+
 def test_growth_is_measured(tmp_path):
     folder = tmp_path / "scale"
     sizes = "--observations 1 --chunks 2 --jobs 1 2 --supervised 1 2 --merges 2 --reports 1x2 2x3".split()

@@ -113,7 +113,10 @@ def run_parsets(
             log.write(f"# {argv}{where}\n{dp3.parset_text(keys)}\n".encode())
             log.flush()
             begin = log.tell()
-            _run_one(argv, folder, environment, log, wanted, settings["task_timeout_s"], log_path)
+            memory_kills = _memory_kills()
+            status = _run_guarded(argv, folder, environment, log, wanted, settings["task_timeout_s"])
+            if status:
+                raise _failure(status, log_path, begin, memory_kills)
             printed[folder] = printed.get(folder, "") + _printed(log_path, begin)
             usage = read_json(folder / "usage.json") or {}
             record["argv"].append(argv)
@@ -130,28 +133,19 @@ def _inherited() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name not in _OF_PYTHON}
 
 
-def _run_one(
-    argv: list[str],
-    work: Path,
-    environment: dict[str, str],
-    log: BinaryIO,
-    wanted: Any,
-    timeout_s: float | None,
-    log_path: str,
-) -> None:
-    """Run one DP3; raise with the reason if it fails."""
-    memory_kills, begin = _memory_kills(), log.tell()
-    status = _run_guarded(argv, work, environment, log, wanted, timeout_s)
-    if not status:
-        return
+def _failure(status: int, log_path: str, begin: int, memory_kills: int) -> TaskError:
+    """Tell why DP3 has failed, from the guard's status and what was added to the log after its first `begin` bytes.
+
+    `memory_kills` is what `_memory_kills` said when DP3 started.
+    """
     # Below 0 the guard itself was killed, and DP3 with it.
     by_somebody = status < 0 or status - 128 in (signal.SIGKILL, signal.SIGTERM)
     if by_somebody and _memory_kills() > memory_kills:
-        log.write(b"oom-kill: the kernel ran out of memory while this DP3 was running\n")
-        log.flush()
+        with open(log_path, "ab") as log:
+            log.write(b"oom-kill: the kernel ran out of memory while this DP3 was running\n")
     tail = last_lines(log_path, begin, dp3.without_tracebacks)
     kind = OutOfMemory if dp3.ran_out_of_memory(tail) else Killed if by_somebody else DP3Error
-    raise kind(dp3.describe_failure(status, tail))
+    return kind(dp3.describe_failure(status, tail))
 
 
 def _run_guarded(
