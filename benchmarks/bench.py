@@ -223,7 +223,7 @@ def as_markdown(table: pd.DataFrame, title: str) -> str:
     lines = [
         title,
         "",
-        "| case | wall s (range) | / xargs, the same per CPU s of DP3 | CPU s | outside DP3 | peak GB "
+        "| case | wall s (range) | / xargs, the same per CPU s of DP3 | CPU s | outside DP3, per task | peak GB "
         "| read + written / input, / input + output | occupancy "
         "| gap ms (median, 90 %) |",
         "|---|---|---|---|---|---|---|---|---|",
@@ -236,7 +236,7 @@ def as_markdown(table: pd.DataFrame, title: str) -> str:
             f"{row.wall_s:.1f} ({row.wall_min_s:.1f}–{row.wall_max_s:.1f})",
             ratios(row),
             f"{row.cpu_s:.1f}",
-            cell(row.get("outside_dp3_fraction"), "{:.1%}"),
+            cell(row.outside_dp3_fraction, "{:.1%}") + cell(row.get("overhead_cpu_s_per_task"), ", {:.2f} s"),
             f"{row.peak_rss_bytes / 1e9:.2f}",
             f"{moved / row.input_bytes:.1f}, {moved / (row.input_bytes + row.output_bytes):.1f}",
             cell(row.occupancy, "{:.1%}"),

@@ -32,7 +32,10 @@ def test_every_case_is_measured(tmp_path):
     assert (pipeline.n_tasks == 6).all()  # two chunks: up to the solutions, applied, looked at
     assert ((pipeline.occupancy > 0.1) & (pipeline.occupancy <= 1)).all()
     assert (folder / "picture.png").read_bytes().startswith(b"\x89PNG")
-    assert "one dask task for the MeasurementSet" in (folder / "table.md").read_text()
+    lines = (folder / "table.md").read_text().splitlines()
+    assert any(line.startswith("| one dask task for the MeasurementSet") for line in lines)
+    running = next(line for line in lines if line.startswith("| chunkcal on a running cluster")).split("|")
+    assert running[5].strip().endswith(f"%, {pipeline.overhead_cpu_s_per_task.running:.2f} s")
 
 
 def test_a_host_that_was_busy_is_told(monkeypatch):
