@@ -18,7 +18,7 @@ from pathlib import Path
 import casacore.tables as ct
 import numpy as np
 
-from chunkcal.products import ProductError, Slots, keep_buckets, opened, read_slots
+from chunkcal.products import ProductError, Slots, opened, read_slots
 
 # Where TIME differs from DP3's own grid by less, it is rounding: one unit in the last place of MJD s is 1 us.
 ROUNDING_S = 5e-6
@@ -177,7 +177,6 @@ def _copy(parts: Sequence[_Part], out: Path) -> None:
     out.mkdir()
     shutil.copytree(parts[0].path, out, dirs_exist_ok=True)
     with ct.table(str(out), readonly=False, ack=False) as joined:
-        keep_buckets(joined)
         for part in parts[1:]:
             with opened(part.path) as table, _copying(part, out):
                 start = joined.nrows()

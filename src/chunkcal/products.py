@@ -27,7 +27,7 @@ _SUBTABLES = ("ANTENNA", "DATA_DESCRIPTION", "FEED", "FIELD", "OBSERVATION", "PO
 # Of a column in memory at a time: blocks that stay in the processor's cache, and below what malloc gives back to the
 # system each time, take half the CPU time of 32 MB.
 _BLOCK_BYTES = 512 << 10
-_BUCKETS_BYTES = 16 << 20  # of the station columns, see `keep_buckets`
+_BUCKETS_BYTES = 32 << 20  # of the station columns, see `_keep_buckets`
 _BLOCK_ROWS = 1 << 17  # of a scalar column in memory at a time
 
 
@@ -218,22 +218,26 @@ def opened(path: str | os.PathLike) -> Iterator[ct.table]:
         table = ct.table(str(path), ack=False, lockoptions="usernoread")  # else a lock on it is waited for
     try:
         with _readable(path, "a part"):
-            keep_buckets(table)
+            _keep_buckets(table)
             yield table
     finally:
         table.close()
 
 
-def keep_buckets(table: ct.table) -> None:
-    """Let casacore keep what it reads and writes of ANTENNA1 and ANTENNA2.
+def _keep_buckets(table: ct.table) -> None:
+    """Let casacore keep what it reads of ANTENNA1 and ANTENNA2, if all of it fits.
 
-    DP3 has both in buckets of 256 bytes, 32 rows, of which casacore keeps two: each column that is read or written
-    would read all of them again, with two calls of the system for each.
+    DP3 has both in buckets of 256 bytes, 32 rows, of which casacore keeps two: each column that is read would read all
+    of them again, with two calls of the system for each. But a cache that is full is searched through for each new one.
     """
-    if "ANTENNA1" in table.colnames():
-        bucket = table.getdminfo("ANTENNA1")["SPEC"].get("BUCKETSIZE")
-        if bucket:
-            table.setdmprop("ANTENNA1", {"MaxCacheSize": max(2, _BUCKETS_BYTES // bucket)})
+    if "ANTENNA1" not in table.colnames():
+        return
+    bucket = table.getdminfo("ANTENNA1")["SPEC"].get("BUCKETSIZE")
+    if bucket:
+        most, as_it_was = _BUCKETS_BYTES // bucket, table.getdmprop("ANTENNA1")
+        table.setdmprop("ANTENNA1", {"MaxCacheSize": most})  # becomes the number of all buckets if there are fewer
+        if table.getdmprop("ANTENNA1")["MaxCacheSize"] >= most:
+            table.setdmprop("ANTENNA1", as_it_was)
 
 
 @contextmanager

@@ -46,7 +46,7 @@ def change(path, column, function):
 # ---- MeasurementSets ------------------------------------------------------------------------------------
 
 
-def test_the_stations_of_rows_are_read_once(tmp_path):
+def test_the_stations_of_rows_are_read_once(tmp_path, monkeypatch):
     """DP3 writes them in buckets of 32 rows, of which casacore would keep two: each column would read all again."""
 
     def n_reads():
@@ -63,6 +63,9 @@ def test_the_stations_of_rows_are_read_once(tmp_path):
         again = [table.getcol(name) for name in ("ANTENNA1", "ANTENNA2")]
         assert n_reads() - before - first < 10
     np.testing.assert_array_equal(stations, again)
+    monkeypatch.setattr(products, "_BUCKETS_BYTES", 20 * 256)  # a full cache would be searched through each time
+    with products.opened(tmp_path / "out.ms") as table:
+        assert table.getdmprop("ANTENNA1")["MaxCacheSize"] == 2
 
 
 def test_a_good_product(made):
