@@ -61,7 +61,7 @@ def _prepare_run(
         (work / name).symlink_to(target)
     if stage == "calibrate":
         (work / run["product"]).mkdir()
-    command = dp3.find_command("auto")
+    command = [sys.executable, str(Path(sys.executable).with_name("DP3.py"))]
     environment = dp3.environment(n_threads, not dp3.is_wheel(command))
     lines = ["#!/bin/sh", "set -e", f"cd {shlex.quote(str(work))}"]
     lines += [f"export {name}={shlex.quote(value)}" for name, value in environment.items()]

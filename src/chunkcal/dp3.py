@@ -37,6 +37,10 @@ STRATEGIES = {
 }
 GENERIC_STRATEGY = "generic-default.lua"
 
+_OF_WHEEL = (sys.executable, str(Path(sys.executable).parent / "DP3.py"))
+# With -P, because what lies beside the script is not for a user's Python step to import.
+_STARTED = (sys.executable, "-P", str(Path(__file__).with_name("startdp3.py")))
+
 _KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:+-]*")
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 
@@ -48,7 +52,7 @@ def find_command(setting: str | Sequence[str] | None = "auto") -> list[str]:
     Parameters
     ----------
     setting
-        ``"auto"`` or None: ``DP3`` on PATH, else the wheel's ``DP3.py`` beside this Python. Anything else
+        ``"auto"`` or None: ``DP3`` on PATH, else that of the wheel beside this Python. Anything else
         is an argv prefix, as a list or as a string that is split like a shell would.
 
     Returns
@@ -65,9 +69,8 @@ def find_command(setting: str | Sequence[str] | None = "auto") -> list[str]:
         on_path = shutil.which("DP3")
         if on_path:
             return [on_path]
-        script = Path(sys.executable).parent / "DP3.py"
-        if script.is_file():
-            return [sys.executable, str(script)]
+        if Path(_OF_WHEEL[-1]).is_file():
+            return list(_STARTED)
         raise UserError(
             "DP3 was not found, neither DP3 on PATH nor DP3.py beside "
             f"{sys.executable}: install it (pip install dp3) or set dp3: {{command: ...}}"
@@ -84,8 +87,8 @@ def find_command(setting: str | Sequence[str] | None = "auto") -> list[str]:
 
 
 def is_wheel(command: Sequence[str]) -> bool:
-    """Tell whether a command is the wheel's ``DP3.py`` beside this Python."""
-    return list(command) == [sys.executable, str(Path(sys.executable).parent / "DP3.py")]
+    """Tell whether a command is the DP3 of the wheel beside this Python, started by us or by its own ``DP3.py``."""
+    return tuple(command) in (_STARTED, _OF_WHEEL)
 
 
 def environment(

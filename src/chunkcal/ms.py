@@ -200,6 +200,13 @@ def _refuse_other_tables(table: ct.table, path: str, columns: tuple[str, ...], d
         raise UserError(
             f"{path} is a table but not a MeasurementSet: it lacks {', '.join(sorted(missing)) or 'its subtables'}"
         )
+    if not os.path.exists(f"{path}/SPECTRAL_WINDOW"):
+        others = [part for part in table.partnames() if os.path.realpath(part) != os.path.realpath(path)]
+        raise UserError(
+            f"{path} has no subtables of its own"
+            + (f": it only refers to rows of {', '.join(others)}" if others else "")
+            + "; copy it as a whole, with python-casacore: table(...).copy('new.ms', deep=True)"
+        )
     if table.nrows() == 0:
         raise UserError(f"{path} has no rows")
     for column in ("DATA", data_column):

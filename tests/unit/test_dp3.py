@@ -76,8 +76,11 @@ def test_parset_comes_first():
 
 def test_auto_prefers_the_path(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert dp3.find_command("auto") == [sys.executable, str(WHEEL)]
-    assert dp3.is_wheel(dp3.find_command(None))
+    command = dp3.find_command("auto")
+    assert command[0] == sys.executable
+    assert dp3.find_command(None) == command
+    assert dp3.is_wheel(command)
+    assert dp3.is_wheel([sys.executable, str(WHEEL)])
     own = tmp_path / "DP3"
     own.write_text("#!/bin/sh\n")
     own.chmod(0o755)
@@ -122,6 +125,27 @@ def test_importing_is_cheap_and_safe():
     modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     for heavy in ("'casacore'", "'dp3'", "'numpy'", "'pandas'", "'h5py'"):
         assert heavy not in modules
+
+
+def test_the_wheel_starts_without_numpy(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "1")
+    runs = [
+        subprocess.run([python, "-X", "importtime", *script, "-v"], capture_output=True, text=True, check=True)
+        for python, *script in ([sys.executable, str(WHEEL)], dp3.find_command("auto"))
+    ]
+    assert runs[0].stdout == runs[1].stdout
+    assert ["numpy.linalg" in run.stderr for run in runs] == [True, False]
+
+
+def test_numpy_is_there_when_it_is_used():
+    code = (
+        "import sys; from chunkcal.startdp3 import _numpy_when_used; sys.modules['numpy'] = _numpy_when_used();"
+        "import numpy as np; before = len(sys.modules); from numpy.linalg import norm;"
+        "assert len(sys.modules) > before + 20; assert norm(np.array([3, 4])) == 5; import numpy; print(numpy.__file__)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "numpy" in done.stdout
 
 
 def test_version():

@@ -156,6 +156,17 @@ def test_not_a_measurement_set(plain, tmp_path):
             read_observation(path, "a")
 
 
+def test_a_selection_of_rows(plain, tmp_path):
+    refers, copied = tmp_path / "selection.ms", tmp_path / "copy.ms"
+    with ct.table(str(plain), ack=False) as table, table.query("ANTENNA1 != ANTENNA2") as rows:
+        rows.copy(str(refers)).close()
+    with pytest.raises(UserError, match=f"refers to rows of {plain}; copy it as a whole.*deep=True"):
+        read_observation(refers, "a")
+    with ct.table(str(refers), ack=False) as table:
+        table.copy(str(copied), deep=True).close()
+    assert read_observation(copied, "a").n_rows < read_observation(plain, "a").n_rows
+
+
 def test_no_rows(plain, tmp_path):
     tiny_ms.run_dp3(tmp_path, {"msin": plain, "msout": "empty.ms", "steps": "[]", "msin.starttimeslot": 99})
     with pytest.raises(UserError, match="no rows"):

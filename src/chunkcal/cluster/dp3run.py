@@ -187,8 +187,8 @@ def _memory_kills() -> int:
 
 
 @lru_cache
-def _version(command: tuple[str, ...]) -> str:
-    return dp3.version(list(command))
+def _version(command: tuple[str, ...]) -> str | None:
+    return versions.dp3_here(command)
 
 
 def _printed(log: str, start: int) -> str:

@@ -146,8 +146,11 @@ def read_waterfalls(path: str | os.PathLike, solset: str, soltab: Soltab, direct
         group = file[solset][soltab.name]
         times, frequencies = group["time"][:], group["freq"][:: steps[1]]
         # Reading each interval that is shown by itself is faster than HDF5's reading with strides.
+        rest = max(1, int(np.prod(soltab.shape)) // max(1, len(times)))
+        n = max(1, _BLOCK_VALUES // rest) if steps[0] == 1 else 1
         blocks = [
-            _block(group, soltab, direction, slice(i, i + 1))[:, :: steps[1]] for i in range(0, len(times), steps[0])
+            _block(group, soltab, direction, slice(i, i + n))[:, :: steps[1]]
+            for i in range(0, len(times), n * steps[0])
         ]
     values, relative = _degrees(np.concatenate(blocks), soltab)
     interval = float(np.median(np.diff(times))) if len(times) > 1 else 1.0
