@@ -38,7 +38,7 @@ STRATEGIES = {
 GENERIC_STRATEGY = "generic-default.lua"
 
 _OF_WHEEL = (sys.executable, str(Path(sys.executable).parent / "DP3.py"))
-# With -P, because what lies beside the script is not for a user's Python step to import.
+# With -P, or `ms` and all else that lies beside the script could be imported under these names.
 _STARTED = (sys.executable, "-P", str(Path(__file__).with_name("startdp3.py")))
 
 _KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:+-]*")

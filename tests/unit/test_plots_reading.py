@@ -37,7 +37,9 @@ def test_flagged_solutions_are_left_out_and_a_dead_reference_is_replaced(tmp_pat
 
 
 @pytest.mark.parametrize("axes", [("time", "freq", "ant", "dir", "pol"), ("pol", "freq", "dir", "ant", "time")])
-def test_waterfalls_hold_every_solution(tmp_path, axes):
+@pytest.mark.parametrize("block", [1, 300, 1 << 22])
+def test_waterfalls_hold_every_solution(tmp_path, monkeypatch, axes, block):
+    monkeypatch.setattr("chunkcal.plots.reading._BLOCK_VALUES", block)
     write_h5(tmp_path / "s.h5", axes=axes, directions=("[p]", "[q]"))
     amplitude, phase = h5parm.describe(tmp_path / "s.h5").solsets["sol000"]
     with h5py.File(tmp_path / "s.h5") as file:

@@ -187,8 +187,9 @@ def _memory_kills() -> int:
 
 
 @lru_cache
-def _version(command: tuple[str, ...]) -> str | None:
-    return versions.dp3_here(command)
+def _version(command: tuple[str, ...]) -> str:
+    # A container may need longer for its first start than is waited for before a run.
+    return versions.dp3_here(command) or dp3.version(command)
 
 
 def _printed(log: str, start: int) -> str:

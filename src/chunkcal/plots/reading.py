@@ -124,8 +124,7 @@ def read_solutions(path: str | os.PathLike, solset: str, soltab: Soltab, directi
             note = f"median over {len(frequencies)} frequencies"
         elif np.isfinite(frequencies[0]) and frequencies[0] > 0 and soltab.kind not in _UNITS:
             note = f"at {frequencies[0] / 1e6:.3f} MHz"
-        rest = max(1, int(np.prod(soltab.shape)) // max(1, len(times)))
-        step = max(1, _BLOCK_VALUES // rest)
+        step = _times_of_block(soltab, len(times))
         blocks = [
             _median(_block(group, soltab, direction, slice(start, start + step), pick))
             for start in range(0, len(times), step)
@@ -145,9 +144,8 @@ def read_waterfalls(path: str | os.PathLike, solset: str, soltab: Soltab, direct
     with h5py.File(path, "r", locking=False) as file:
         group = file[solset][soltab.name]
         times, frequencies = group["time"][:], group["freq"][:: steps[1]]
-        # Reading each interval that is shown by itself is faster than HDF5's reading with strides.
-        rest = max(1, int(np.prod(soltab.shape)) // max(1, len(times)))
-        n = max(1, _BLOCK_VALUES // rest) if steps[0] == 1 else 1
+        # Where not all are shown, reading each interval by itself is faster than HDF5's reading with strides.
+        n = _times_of_block(soltab, len(times)) if steps[0] == 1 else 1
         blocks = [
             _block(group, soltab, direction, slice(i, i + n))[:, :: steps[1]]
             for i in range(0, len(times), n * steps[0])
@@ -167,6 +165,12 @@ def read_waterfalls(path: str | os.PathLike, solset: str, soltab: Soltab, direct
         *_names(soltab),
         note,
     )
+
+
+def _times_of_block(soltab: Soltab, n_times: int) -> int:
+    """Count the times whose solutions are in memory at a time."""
+    rest = max(1, int(np.prod(soltab.shape)) // max(1, n_times))
+    return max(1, _BLOCK_VALUES // rest)
 
 
 def _names(soltab: Soltab) -> tuple[tuple[str, ...], tuple[str, ...]]:
