@@ -169,7 +169,7 @@ def _start(command: list[str]) -> subprocess.Popen:
     def unblock() -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
 
-    quiet = {"DASK_DISTRIBUTED__ADMIN__TICK__INTERVAL": "1s", "DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED": "False"}
+    quiet = {"DASK_DISTRIBUTED__ADMIN__TICK__INTERVAL": "2s", "DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED": "False"}
     quiet |= {"DASK_DISTRIBUTED__ADMIN__SYSTEM_MONITOR__INTERVAL": "5s"}
     quiet |= {"DASK_DISTRIBUTED__WORKER__MEMORY__MONITOR_INTERVAL": "5s"}
     quiet |= {"DASK_DISTRIBUTED__SCHEDULER__PRELOAD": "chunkcal.cluster.quiet"}

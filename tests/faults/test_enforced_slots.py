@@ -64,6 +64,23 @@ def test_workers_that_vanish_for_good(make_run, cluster, count):
         run.must_be_gone()
 
 
+def test_workers_of_an_existing_cluster_come_and_go(make_run, cluster, clean, count):
+    def ran_on(run):
+        return [json.loads(path.read_text())["worker"] for path in run.records()]
+
+    first = cluster.start_worker("--resources", "subprocess_slots=1", "--name", "first")
+    run = make_run(cluster=section(cluster, start_timeout_s=60)).start()
+    wait_until(run.records, 60, run.text())
+    with count("a worker of an existing cluster"):
+        cluster.start_worker("--resources", "subprocess_slots=1", "--name", "second")
+        wait_until(lambda: "second" in ran_on(run), 30, "the worker that came was not used")
+        first.kill()
+        run.must_finish()
+    run.must_equal(clean)
+    run.must_be_gone()
+    assert set(ran_on(run)) == {"first", "second"}
+
+
 @pytest.mark.parametrize(
     ("resource", "place", "n_threads"), [("subprocess_slots", "address", None), ("process", "scheduler_file", 2)]
 )

@@ -136,7 +136,9 @@ def test_shared_folder_of_a_killed_run_goes_with_the_next(run_folder, tmp_path, 
 )
 def test_dashboard_is_where_it_listens_not_where_the_scheduler_does(asked, url):
     services = {"dashboard": SimpleNamespace(port=4321)}
-    scheduler = SimpleNamespace(services=services, address="tls://10.0.0.1:99", add_plugin=lambda _: None)
+    scheduler = SimpleNamespace(
+        services=services, address="tls://10.0.0.1:99", add_plugin=lambda _: None, periodic_callbacks={}
+    )
     assert served_by({"dashboard_address": asked}, scheduler, None, None).dashboard == url
 
 

@@ -37,7 +37,7 @@ def test_supervisor_that_cannot_be_imported_is_explained_by_its_log(run, tmp_pat
 @pytest.fixture
 def lock(run):
     """The lock of whoever starts the cluster, held by the test."""
-    with open(state.folder_of_this_run() / "lock", "w") as file:
+    with open(f"{state.folder_of_this_run()}/lock", "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield file
 
@@ -55,21 +55,21 @@ def test_who_waits_while_another_one_fails_to_start_the_cluster_does_not_try_aga
     asking = threading.Thread(target=ask)
     asking.start()
     time.sleep(0.2)
-    (state.folder_of_this_run() / "failure").write_text("no scheduler at tcp://a:1")
+    Path(state.folder_of_this_run(), "failure").write_text("no scheduler at tcp://a:1")
     fcntl.flock(lock, fcntl.LOCK_UN)
     asking.join()
     assert caught == [f"the cluster did not start: no scheduler at tcp://a:1; log: {run}"]
 
 
 def test_an_earlier_failure_is_no_reason_not_to_try_again(run, monkeypatch):
-    (state.folder_of_this_run() / "failure").write_text("no scheduler at tcp://a:1")
+    Path(state.folder_of_this_run(), "failure").write_text("no scheduler at tcp://a:1")
     time.sleep(0.05)
     monkeypatch.setattr(client, "_start_supervisor", lambda folder: "started")
     assert client.ensure_cluster() == "started"
 
 
 def test_a_run_ends_only_when_nobody_starts_its_cluster_any_more(run, lock):
-    folder = state.folder_of_this_run()
+    folder = Path(state.folder_of_this_run())
     ending = threading.Thread(target=client.end_run)
     ending.start()
     time.sleep(0.2)
@@ -81,7 +81,7 @@ def test_a_run_ends_only_when_nobody_starts_its_cluster_any_more(run, lock):
 
 
 def test_cluster_that_was_started_ahead_is_there_for_all(run):
-    folder = state.folder_of_this_run()
+    folder = Path(state.folder_of_this_run())
     settings = state.read_json(folder / "run.json")
     settings["settings"]["cluster"] |= {"resource": "subprocess_slots", "n_slots": 1, "threads_per_slot": 1}
     settings["settings"]["cluster"] |= {"dashboard_address": "127.0.0.1:0", "worker_failures": 1, "idle_timeout_s": 60}

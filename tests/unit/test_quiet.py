@@ -1,4 +1,4 @@
-"""Workers of a scheduler that has `chunkcal.cluster.quiet` as a preload report less often, few as well as many."""
+"""A scheduler with `chunkcal.cluster.quiet` as a preload hears of its workers, and looks at itself, less often."""
 
 import asyncio
 
@@ -10,6 +10,16 @@ from distributed import Nanny, Scheduler, scheduler
 def restored(monkeypatch):
     """Give later tests dask's own intervals."""
     monkeypatch.setattr(scheduler, "heartbeat_interval", scheduler.heartbeat_interval)
+
+
+def test_it_looks_every_five_seconds_whether_it_is_needed():
+    async def periods():
+        async with Scheduler(preload="chunkcal.cluster.quiet", port=0, dashboard_address=None) as quiet:
+            callbacks = [quiet.periodic_callbacks[name] for name in ("idle-timeout", "no-workers-timeout")]
+            assert all(callback.is_running() for callback in callbacks)
+            return [callback.callback_time for callback in callbacks]
+
+    assert asyncio.run(periods()) == [5000.0, 5000.0]
 
 
 def test_workers_beat_every_five_seconds():

@@ -162,7 +162,9 @@ def test_directions_that_there_are_not(solves, settings, words):
 
 def test_fit_of_directions_looks_at_the_residual():
     run = fit_run(strategy(PHASE, GAIN | PATCHES), {"interpolation": "nearest", "direction": "p1"})
-    model, residual = run["parsets"]
-    assert model["predict.sources"] == "[p1,p2,p3]"
-    assert (residual["msout"], residual["steps"]) == ("residual.ms", "[apply1,subtract]")
-    assert len(fit_run(strategy(PHASE, GAIN), {})["parsets"]) == 1
+    (parset,) = run["parsets"]
+    assert parset["steps"] == "[apply1,subtract,residual,predict]"
+    assert (parset["residual.type"], parset["residual.name"], parset["msout"]) == ("msout", "residual.ms", "model.ms")
+    assert parset["predict.sources"] == "[p1,p2,p3]"
+    (parset,) = fit_run(strategy(PHASE, GAIN), {})["parsets"]
+    assert (parset["steps"], parset["msout"]) == ("[predict]", "model.ms")

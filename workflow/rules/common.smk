@@ -115,7 +115,7 @@ def wanted_dp3_version():
     Where another version is no reason to make anything again, or cannot be told, it is the one of the plan that exists.
     """
     # Not from load_plan, which remembers: this plan may be about to be replaced.
-    plans = state.read_json(Path(PLAN))
+    plans = state.read_json(PLAN)
     planned = next(iter(plans.values())).get("dp3_version") if plans else None
     if planned and not config["dp3"]["rerun_on_new_version"]:
         return planned
@@ -316,9 +316,7 @@ onstart:
         "dp3": config["dp3"] | {"product_digests": config["provenance"]["product_digests"]},
         "on_bad_chunk": config["calibrate"]["on_bad_chunk"] if CALIBRATE else "stop",
         "chunks_dir": CHUNKS,
-        "previous_lengths": {
-            obs: plan["chunk_length"] for obs, plan in (state.read_json(Path(PLAN)) or {}).items()
-        },
+        "previous_lengths": {obs: plan["chunk_length"] for obs, plan in (state.read_json(PLAN) or {}).items()},
     }
     deployed = DeploymentMethod.CONDA in workflow.deployment_settings.deployment_method
     try:

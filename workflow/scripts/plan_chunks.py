@@ -8,7 +8,7 @@ from chunkcal.preflight import checked_plan
 with rule_log(snakemake.log[0]):
     params = snakemake.params
     # Not among the params: another number of slots, or another place for chunks, is no reason to plan anew.
-    run = state.read_json(state.folder_of_this_run() / "run.json")["settings"]
+    run = state.read_json(f"{state.folder_of_this_run()}/run.json")["settings"]
     here = {key: run[key] for key in ("previous_lengths", "chunks_dir")}
     here["n_slots"] = layout.settle(run["cluster"])[0]["n_slots"]
     plan = checked_plan(params.observations, params.sections, dp3_version=params.dp3_version, **params.place, **here)

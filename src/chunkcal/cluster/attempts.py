@@ -23,8 +23,9 @@ log = logging.getLogger("chunkcal.attempts")
 
 # A batch system that ends an allocation may kill DP3 before its worker: for so long nothing new goes to that worker.
 KILL_SETTLES_S = 3.0
-# A connection tells sooner than the supervisor's looks that a worker has gone: so long its slot seems to be there.
-LOSS_SETTLES_S = 1.5
+# A connection tells sooner than the supervisor's looks that a worker has gone: so long its slot seems to be there. The
+# longest is what `backends.existing` keeps an answer for, and a look.
+LOSS_SETTLES_S = 3.0
 # How long all workers together may take to tell how much memory they have; one that is dying may never answer.
 MEMORY_ANSWERS_S = 10.0
 # Machines of one kind differ by a few MB: another attempt is worth it on a worker with so many times the memory.

@@ -6,7 +6,6 @@ thousands of them, so nothing is imported that a chunk does not always need.
 
 from __future__ import annotations
 
-import glob
 import json
 import os
 import signal
@@ -15,7 +14,6 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from chunkcal.cluster import state
 from chunkcal.cluster.state import ClusterError
@@ -182,7 +180,7 @@ def _attempting(*outputs: str) -> Iterator[None]:
     """Let nothing of an attempt stay, and end the script with a line if it fails."""
     try:
         for output in outputs:
-            remove_attempts(glob.escape(output))
+            _remove_attempts(output)
         yield
     except ClusterError as error:
         print(f"chunkcal: {error}", file=sys.stderr)
@@ -191,16 +189,19 @@ def _attempting(*outputs: str) -> Iterator[None]:
         sys.exit(128 + signal.SIGINT)
     finally:
         for output in outputs:
-            remove_attempts(glob.escape(output))
+            _remove_attempts(output)
 
 
-def remove_attempts(pattern: str) -> None:
-    """Remove what attempts at the products that match a glob pattern have left behind."""
-    for path in glob.glob(pattern + ".tmp-*"):
-        _remove(path)
+def _remove_attempts(output: str) -> None:
+    """Remove what attempts at a product have left behind."""
+    folder, name = os.path.split(output)
+    for other in os.listdir(folder) if os.path.isdir(folder) else ():
+        if other.startswith(f"{name}.tmp-"):
+            remove(f"{folder}/{other}")
 
 
-def _remove(path: str) -> None:
+def remove(path: str) -> None:
+    """Remove a file or a folder."""
     if os.path.isdir(path):
         import shutil  # rarely needed
 
@@ -254,7 +255,7 @@ def _halved(task: dict[str, Any], error: OutOfMemory) -> dict[str, Any]:
     """Cut a task into pieces half as long as before; where they would not give the same bits, say what helps."""
     from chunkcal.planning import pieces, requests  # as slow to import as all the rest, and rarely needed
 
-    output_dir = state.read_json(state.folder_of_this_run() / "run.json")["output_dir"]
+    output_dir = state.read_json(f"{state.folder_of_this_run()}/run.json")["output_dir"]
     obs, stage, name = task["output"].split("/")[-3:]
     plan = requests.load_plan(f"{output_dir}/plan/observations.json")[obs]
     try:
@@ -269,21 +270,22 @@ def _halved(task: dict[str, Any], error: OutOfMemory) -> dict[str, Any]:
 def _without_solutions(error: BadChunk, name: str, output: str) -> dict[str, Any]:
     """Make the product that says that a chunk has no solutions, if that is wanted; else raise."""
     # Not a parameter of the rule: a user who changes it must not lose the chunks that were solved.
-    wanted = state.read_json(state.folder_of_this_run() / "run.json")["settings"]["on_bad_chunk"]
+    wanted = state.read_json(f"{state.folder_of_this_run()}/run.json")["settings"]["on_bad_chunk"]
     if wanted == "stop":
         raise error
     print(f"chunkcal: {error}\nchunkcal: its solutions become NaN (calibrate.on_bad_chunk: flag)", file=sys.stderr)
-    product = Path(f"{output}.tmp-failed")
-    product.mkdir(parents=True, exist_ok=True)
-    (product / FAILED).write_text(f"{error}\n")
-    return {"product": str(product), "record": {"name": name, "failed": str(error).partition("\n")[0]}}
+    product = f"{output}.tmp-failed"
+    os.makedirs(product, exist_ok=True)
+    with open(f"{product}/{FAILED}", "w") as file:
+        file.write(f"{error}\n")
+    return {"product": product, "record": {"name": name, "failed": str(error).partition("\n")[0]}}
 
 
 def _commit(made: list[tuple[dict[str, Any], str, str]]) -> None:
     """Give products their names, and write their records: all of ``product`` and ``record``, output, path of record."""
     folder = state.folder_of_this_run()
-    run = state.read_json(folder / "run.json")
-    if run is None or (folder / "aborted").exists() or not state.owner_is_alive(run["owner"]):
+    run = state.read_json(f"{folder}/run.json")
+    if run is None or os.path.exists(f"{folder}/aborted") or not state.owner_is_alive(run["owner"]):
         raise ClusterError("the run has been stopped; its last product was not accepted")
     for result, _, _ in made:
         if not os.path.lexists(result["product"]):
@@ -293,9 +295,9 @@ def _commit(made: list[tuple[dict[str, Any], str, str]]) -> None:
                 " be on file systems that all hosts share"
             )
     for result, output, record in made:
-        state.write_json(Path(record), result["record"])
+        state.write_json(record, result["record"])
         if os.path.isdir(output) and not os.path.islink(output):
-            _remove(output)
+            remove(output)
         os.rename(result["product"], output)
 
 

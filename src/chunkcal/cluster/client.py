@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from chunkcal.cluster import leftovers, state
-from chunkcal.cluster.chunks import remove_attempts
+from chunkcal.cluster.chunks import remove
 from chunkcal.cluster.state import BATCH_BACKENDS, RUN_VARIABLE, ClusterError
 from chunkcal.logs import last_lines, tell
 
@@ -67,9 +67,10 @@ def begin_run(
     ClusterError
         The batch system would refuse the workers' jobs. Nothing has been started then.
     """
-    for depth in ("*", "*/*"):
-        remove_attempts(f"{glob.escape(output_dir)}/{depth}")
-    remove_attempts(f"{glob.escape(settings['chunks_dir'])}/*/*/*")
+    products = [f"{glob.escape(output_dir)}/{depth}" for depth in ("*", "*/*")]
+    for pattern in (*products, f"{glob.escape(settings['chunks_dir'])}/*/*/*"):
+        for path in glob.glob(f"{pattern}.tmp-*"):  # of an attempt
+            remove(path)
     if settings["chunks_dir"] != output_dir:
         os.makedirs(settings["chunks_dir"], exist_ok=True)
         Path(settings["chunks_dir"], OWNER).write_text(os.path.abspath(output_dir) + "\n")
@@ -189,7 +190,7 @@ def ensure_cluster() -> socket.socket:
     ClusterError
         The supervisor did not come up, or the run has been interrupted.
     """
-    folder = state.folder_of_this_run()
+    folder = Path(state.folder_of_this_run())
     connection = state.connect(folder)
     if connection:
         return connection

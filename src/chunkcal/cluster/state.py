@@ -1,9 +1,9 @@
 """The state folder of one pipeline run: who owns the run, what cluster it wants, where its supervisor listens.
 
-Every chunk's script reads it, so at its head it imports little: typing, shutil, tempfile and subprocess would cost half
-as much again. The folder (mode 0700) lies in the temporary directory, not in the results: sockets need short paths, and
-nothing in it may outlive the run. Its path travels in `RUN_VARIABLE`, which Snakemake's jobs inherit, so a script can
-only ever find the cluster of its own run.
+Every chunk's script reads it, so at its head it imports little: pathlib, typing, shutil, tempfile and subprocess would
+cost as much as all else. The folder (mode 0700) lies in the temporary directory, not in the results: sockets need short
+paths, and nothing in it may outlive the run. Its path travels in `RUN_VARIABLE`, which Snakemake's jobs inherit, so a
+script can only ever find the cluster of its own run.
 
 ======================  ====================================================================================
 ``run.json``            owner (host, pid, start time), working folder, folder of the products, cluster and DP3
@@ -25,10 +25,10 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from pathlib import Path
     from typing import Any
 
 RUN_VARIABLE = "CHUNKCAL_RUN"
@@ -53,7 +53,8 @@ def start_time(pid: int) -> str | None:
     With the pid it names a process for good: pids are used again, start times are not.
     """
     try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
+        with open(f"/proc/{pid}/stat") as file:
+            stat = file.read()
     except OSError:
         return None
     fields = stat.rsplit(")", 1)[1].split()
@@ -79,24 +80,26 @@ def job_name(folder: Path) -> str:
     return "ccal-" + folder.name.removeprefix(PREFIX)
 
 
-def write_json(path: Path, content: Any) -> None:
+def write_json(path: str | os.PathLike, content: Any) -> None:
     """Write `content` so that a reader sees either the old file or the whole new one."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(content, indent=1) + "\n")
-    temporary.replace(path)
+    temporary = f"{os.fspath(path)}.{os.getpid()}"
+    with open(temporary, "w") as file:
+        file.write(json.dumps(content, indent=1) + "\n")
+    os.replace(temporary, path)
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: str | os.PathLike) -> Any:
     """Read a JSON file; None if it is absent or not JSON."""
     try:
-        return json.loads(path.read_text())
+        with open(path) as file:
+            return json.load(file)
     except (OSError, ValueError):
         return None
 
 
-def connect(folder: Path) -> socket.socket | None:
+def connect(folder: str | os.PathLike) -> socket.socket | None:
     """Return a connection to the supervisor of the run with this state folder; None if none is running."""
-    supervisor = read_json(folder / "supervisor.json")
+    supervisor = read_json(os.path.join(folder, "supervisor.json"))
     if supervisor is None:
         return None
     connection = socket.socket(socket.AF_UNIX)
@@ -111,6 +114,7 @@ def connect(folder: Path) -> socket.socket | None:
 def create(settings: dict[str, Any], log: Path, output_dir: Path) -> Path:
     """Make the state folder of a run that the calling process owns, and remove those of dead owners."""
     import tempfile
+    from pathlib import Path
 
     base = tempfile.gettempdir()
     if len(base) > LONGEST_FOLDER:
@@ -168,12 +172,15 @@ def remove_shared_folder(folder: Path) -> None:
 
 
 def _shared_path(folder: Path) -> Path:
+    from pathlib import Path
+
     return Path(read_json(folder / "run.json")["output_dir"], SHARED, folder.name)
 
 
 def find(output_dir: Path) -> Path | None:
     """Find the state folder of the live run of this user that writes to an output folder."""
     import tempfile
+    from pathlib import Path
 
     for base in {tempfile.gettempdir(), "/tmp"}:
         for folder in Path(base).glob(PREFIX + "*"):
@@ -183,9 +190,9 @@ def find(output_dir: Path) -> Path | None:
     return None
 
 
-def folder_of_this_run() -> Path:
+def folder_of_this_run() -> str:
     """Return the state folder that this process was started under."""
     folder = os.environ.get(RUN_VARIABLE)
     if not folder or not os.path.isdir(folder):
         raise ClusterError("no pipeline run is going on here: chunk scripts are started by snakemake only")
-    return Path(folder)
+    return folder

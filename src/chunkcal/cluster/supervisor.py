@@ -369,8 +369,9 @@ def main(folder: Path) -> int:
             "distributed.worker.profile.enabled": False,  # samples our waiting thread, for nothing
             "distributed.admin.low-level-log-length": 0,
             # Every process of dask watches itself 50 times a second; ours have long tasks, of which slots take care.
-            "distributed.admin.tick.interval": "1s",
+            "distributed.admin.tick.interval": "2s",
             "distributed.admin.system-monitor.interval": "5s",
+            "distributed.client.scheduler-info-interval": "1h",  # for its pictures in notebooks
             # With it, what a worker has freed goes back to the system at once: verification would take twice as long.
             "distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": None,
             "distributed.scheduler.active-memory-manager.start": False,

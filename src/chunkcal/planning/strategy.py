@@ -314,16 +314,16 @@ def _subtract_values(one: Pass, patches: Sequence[str] | str, interpolation: str
 
 
 def fit_run(strategy: Strategy, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Make the DP3 runs for the fit of a chunk to the model: the model visibilities, and what is left of the data.
+    """Make the DP3 run for the fit of a chunk to the model: the model visibilities, and what is left of the data.
 
-    With direction-dependent solutions no data are corrected for all directions at once. Then a second run subtracts
+    With direction-dependent solutions no data are corrected for all directions at once. Then the run first subtracts
     all patches as the solutions corrupt them, and what is left should be noise.
 
     Returns
     -------
     dict
         ``parsets``, ``links`` and ``product``. The worker makes the product from the MeasurementSets that DP3 writes:
-        ``model.ms``, and ``residual.ms`` from the second run.
+        ``model.ms``, and ``residual.ms`` if it subtracts.
     """
     first = strategy.passes[-1].solves[0]
     patches = [patch for direction in first.directions for patch in direction]
@@ -336,9 +336,13 @@ def fit_run(strategy: Strategy, settings: Mapping[str, Any]) -> dict[str, Any]:
         "predict.sources": parameters.value_text("sky model", patches),
         **{f"predict.{key}": parameters.value_text(key, value) for key, value in first.model.items()},
     }
-    run = {"parsets": [model], "links": {SKY: strategy.sky_model}, "product": "fit.json"}
+    links = {SKY: strategy.sky_model}
     if strategy.is_directional:
-        residual = apply_run(strategy, {**settings, "direction": None, "subtract": "all"}, "residual.ms")
-        run["parsets"] += residual["parsets"]
-        run["links"] |= residual["links"]
-    return run
+        out = "residual.ms"
+        residual = apply_run(strategy, {**settings, "direction": None, "subtract": "all"}, out)
+        # The model replaces the data, whatever they were.
+        steps = f"{residual['parsets'][0]['steps'].removesuffix(']')},residual,predict]"
+        writing = {"residual.type": "msout", "residual.name": out}
+        model = residual["parsets"][0] | writing | model | {"steps": steps}
+        links |= residual["links"]
+    return {"parsets": [model], "links": links, "product": "fit.json"}

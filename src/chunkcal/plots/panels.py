@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.collections import LineCollection, PolyCollection
+from matplotlib.collections import PathCollection, PolyCollection
+from matplotlib.path import Path
 from matplotlib.ticker import MaxNLocator
 
 from chunkcal.plots.reading import Span
@@ -79,9 +80,14 @@ def draw_gaps(axes: Axes, layout: Layout, span: Span, theme: Theme) -> None:
 def draw_edges(axes: Axes, layout: Layout, span: Span, theme: Theme, seam: str, width: float = 0.35) -> None:
     """Draw the borders of the panels, and thin lines where chunks meet."""
     shown = span.seams if len(span.seams) <= MAX_SEAMS else ()
-    places = layout.width * part_of(span, np.array(shown))
-    seams = [[(x + place, y), (x + place, y + layout.height)] for place in places for x, y in layout.corners]
-    axes.add_collection(LineCollection(seams, colors=seam, linewidths=width))
+    if shown:
+        places = layout.corners[:, :1] + layout.width * part_of(span, np.array(shown))
+        ends = layout.corners[:, None, 1, None] + (0, layout.height)
+        lines = np.stack(np.broadcast_arrays(places[..., None], ends), axis=-1)  # panel, seam, end, (x, y)
+        codes = [Path.MOVETO, Path.LINETO] * len(shown)
+        # One path for each panel: matplotlib takes 15 us for each path.
+        seams = [Path(panel.reshape(-1, 2), codes) for panel in lines]
+        axes.add_collection(PathCollection(seams, facecolor="none", edgecolor=seam, lw=width))
     axes.add_collection(PolyCollection(_boxes(layout, 0.0, 1.0), facecolor="none", edgecolor=theme.line, lw=PIXEL))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -12,6 +13,9 @@ from distributed import Client
 
 from chunkcal.cluster.backends.base import Cluster
 from chunkcal.cluster.state import ClusterError
+
+# How long an answer of the scheduler is good for: each one costs it, and us, half a millisecond.
+FRESH_S = 2.0
 
 
 @asynccontextmanager
@@ -30,12 +34,21 @@ async def open_existing(
     except (OSError, TimeoutError, ValueError) as error:
         raise ClusterError(f"no dask scheduler answers at cluster.{key} {place}: {error}") from error
 
+    seen: dict[str, Mapping[str, float]] = {}
+    asked = 0.0
+
     async def workers() -> dict[str, Mapping[str, float]]:
+        nonlocal seen, asked
+        now = time.monotonic()
+        if seen and now - asked < FRESH_S:
+            return seen
         try:
             identity = await client.scheduler.identity(n_workers=-1)
         except OSError:  # the scheduler has gone, and its workers with it
-            return {}
-        return {worker: found["resources"] for worker, found in identity["workers"].items()}
+            seen = {}
+        else:
+            seen, asked = {worker: found["resources"] for worker, found in identity["workers"].items()}, now
+        return seen
 
     async with client:
         yield Cluster(client, workers, client.scheduler.address, client.dashboard_link or None)

@@ -32,7 +32,7 @@ from chunkcal.cluster.tls import make_security, security_of
 
 # What the supervisor sets for workers that inherit its configuration; these get their own from the job script.
 _QUIET = {
-    "DASK_DISTRIBUTED__ADMIN__TICK__INTERVAL": "1s",
+    "DASK_DISTRIBUTED__ADMIN__TICK__INTERVAL": "2s",
     "DASK_DISTRIBUTED__ADMIN__SYSTEM_MONITOR__INTERVAL": "5s",
     "DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED": "False",
     # Of glibc, bytes: dask would have every worker give its memory back at once, and take it again.

@@ -15,6 +15,7 @@ from distributed import Client, Scheduler
 from distributed.security import Security
 from distributed.utils import get_ip_interface
 
+from chunkcal.cluster import quiet
 from chunkcal.cluster.backends.base import Cluster, Watch
 from chunkcal.cluster.state import ClusterError
 
@@ -75,6 +76,7 @@ def served_by(
 ) -> Cluster:
     """Describe the cluster around a scheduler of this process; `changed` is called when workers come and go."""
     scheduler.add_plugin(Watch(changed))
+    quiet.look_less(scheduler)
 
     async def workers() -> dict[str, Mapping[str, float]]:
         return {worker.address: worker.resources for worker in scheduler.workers.values()}
