@@ -35,6 +35,6 @@ def draw(table: pd.DataFrame, names: Mapping[str, str], title: str, path: Path) 
     for axes in (left, right):
         axes.tick_params(colors=LIGHT.text, labelsize=9, length=0)
         axes.spines[["top", "right"]].set_visible(False)
-    figure.suptitle(textwrap.fill(title, 110), fontsize=9, color=LIGHT.muted)
+    figure.suptitle(textwrap.fill(title, 130), fontsize=9, color=LIGHT.muted)
     figure.tight_layout()
     FigureCanvasAgg(figure).print_png(path)
