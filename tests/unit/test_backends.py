@@ -4,6 +4,9 @@ import asyncio
 import json
 import socket
 import stat
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -157,3 +160,30 @@ def test_workers_are_forked_where_the_socket_for_it_has_room_in_the_runs_folder(
         method = dask.config.get("distributed.worker.multiprocessing-method")
     assert (method, local.tempfile.tempdir) == (("forkserver", folder) if forks else ("spawn", None))
     assert forks == (len(f"{folder}/pymp-12345678/listener-12345678") < 108)
+
+
+def test_nothing_of_a_local_cluster_is_left_when_it_is_closed(tmp_path):
+    """In a process of its own: how this one starts others, and where its temporary files go, stays as it is."""
+    script = """
+import asyncio, os, pathlib, sys
+from chunkcal.cluster.backends.local import open_local
+
+def started():
+    found = [task.read_text().split() for task in pathlib.Path("/proc/self/task").glob("*/children")]
+    commands = [pathlib.Path(f"/proc/{child}/cmdline").read_bytes() for child in sum(found, [])]
+    return sum(b"forkserver" in command for command in commands)
+
+async def main():
+    settings = {"n_slots": 1, "threads_per_slot": 1, "resource": "slots", "dashboard_address": "127.0.0.1:0"}
+    async with open_local(settings, pathlib.Path(sys.argv[1]), lambda: None):
+        print(started())
+    print(started())
+
+if __name__ == "__main__":
+    asyncio.run(main())
+"""
+    (tmp_path / "script.py").write_text(script)
+    with tempfile.TemporaryDirectory(dir="/tmp") as short:  # of a socket's path
+        command = [sys.executable, str(tmp_path / "script.py"), short]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.split() == ["1", "0"]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import tempfile
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,16 @@ def _fork_workers(folder: Path) -> None:
     dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"})
 
 
+def _end_fork_server() -> None:
+    """End what workers were forked from. By itself it would end behind us, and take a while to tidy up its imports."""
+    for children in Path("/proc/self/task").glob("*/children"):
+        with suppress(OSError):  # of a thread that has ended; another one has inherited them
+            for child in map(int, children.read_text().split()):
+                if b"multiprocessing.forkserver" in Path(f"/proc/{child}/cmdline").read_bytes():
+                    os.kill(child, signal.SIGKILL)
+                    os.waitpid(child, 0)
+
+
 @asynccontextmanager
 async def open_local(settings: Mapping[str, Any], folder: Path, changed: Callable[[], None]) -> AsyncIterator[Cluster]:
     """Workers are processes of this machine, each with ``threads_per_slot`` threads and one unit of ``resource``."""
@@ -62,3 +73,4 @@ async def open_local(settings: Mapping[str, Any], folder: Path, changed: Callabl
         Client(cluster, asynchronous=True, set_as_default=False) as client,
     ):
         yield served_by(settings, cluster.scheduler, client, changed)
+    _end_fork_server()
