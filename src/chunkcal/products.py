@@ -28,6 +28,7 @@ _SUBTABLES = ("ANTENNA", "DATA_DESCRIPTION", "FEED", "FIELD", "OBSERVATION", "PO
 # system each time, take half the CPU time of 32 MB.
 _BLOCK_BYTES = 512 << 10
 _BUCKETS_BYTES = 32 << 20  # of the station columns, see `_keep_buckets`
+_BUCKETS_OF_CASACORE = 2  # that it keeps by itself
 _BLOCK_ROWS = 1 << 17  # of a scalar column in memory at a time
 
 
@@ -232,9 +233,12 @@ def _keep_buckets(table: ct.table) -> None:
     """
     if "ANTENNA1" not in table.colnames():
         return
+    as_it_was = table.getdmprop("ANTENNA1")
+    if as_it_was.get("MaxCacheSize") != _BUCKETS_OF_CASACORE:  # of another kind, or open already
+        return
     bucket = table.getdminfo("ANTENNA1")["SPEC"].get("BUCKETSIZE")
     if bucket:
-        most, as_it_was = _BUCKETS_BYTES // bucket, table.getdmprop("ANTENNA1")
+        most = _BUCKETS_BYTES // bucket
         table.setdmprop("ANTENNA1", {"MaxCacheSize": most})  # becomes the number of all buckets if there are fewer
         if table.getdmprop("ANTENNA1")["MaxCacheSize"] >= most:
             table.setdmprop("ANTENNA1", as_it_was)

@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 
 from chunkcal.errors import UserError
-from chunkcal.solutions.h5layout import Member, copy_solutions, create_like, tables_of, written
+from chunkcal.solutions.h5layout import Layout, Member, copy_solutions, create_like, tables_of, written
 from chunkcal.solutions.h5parm import FREQUENCY_TOLERANCE_HZ, check, describe, opened
 
 # One value of these stands for all frequencies, so values of several bands contradict each other.
@@ -79,11 +79,12 @@ def merge_bands(bands: Sequence[str | os.PathLike], out: str | os.PathLike) -> d
     with written(out, sum(os.path.getsize(path) for path in bands)) as temporary:
         with h5py.File(temporary, "w", locking=False) as merged, opened(parts[0].path) as reference:
             create_like(reference, merged, "freq", len(frequencies), note)
+            layout = Layout.of(reference)
             first = 0
             for band in parts:
                 member = Member(band.path, "bands", "give bands of one observation and one solve")
                 with opened(band.path) as file:
-                    copy_solutions(file, member, reference, merged, "freq", first)
+                    copy_solutions(file, member, layout, merged, "freq", first)
                 first += len(band.frequencies)
             for solset in merged.values():
                 for group in tables_of(solset):

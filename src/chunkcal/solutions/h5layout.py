@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,9 +134,48 @@ class Member:
         return UserError(f"h5parm {self.path} does not fit the other {self.siblings}: {reason}; {self.remedy}")
 
 
-def copy_solutions(
-    part: h5py.File, member: Member, reference: h5py.File, merged: h5py.File, along: str, first: int
-) -> None:
+@dataclass(frozen=True)
+class _Table:
+    """What a solution table of each part must have, in the reference's order."""
+
+    title: object
+    axes: list[str]
+    values: Mapping[str, np.ndarray]  # of the axes that have values of their own, which TEC screens' have not
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What each part must have, read once of the reference.
+
+    Attributes
+    ----------
+    members : mapping of str to list of str
+        By path, what the file and its solution sets hold.
+    rows : mapping of str to structured array
+        By path, the tables of antennas and directions.
+    tables : mapping of str to _Table
+        By path, the solution tables.
+    """
+
+    members: Mapping[str, list[str]]
+    rows: Mapping[str, np.ndarray]
+    tables: Mapping[str, _Table]
+
+    @classmethod
+    def of(cls, reference: h5py.File) -> Layout:
+        """Read it."""
+        solsets = list(reference.values())
+        rows = [solset[name] for solset in solsets for name in ("antenna", "source") if name in solset]
+        tables = {}
+        for group in (group for solset in solsets for group in tables_of(solset)):
+            axes = axes_of(group)
+            values = {axis: group[axis][:] for axis in axes if axis in group}
+            tables[group.name] = _Table(group.attrs["TITLE"], axes, values)
+        members = {group.name: list(group) for group in (reference, *solsets)}
+        return cls(members, {table.name: table[:] for table in rows}, tables)
+
+
+def copy_solutions(part: h5py.File, member: Member, layout: Layout, merged: h5py.File, along: str, first: int) -> None:
     """Write all solutions of a part into the merged file, from index `first` of axis `along` on.
 
     Antennas, directions and polarizations are put into the reference's order by their names.
@@ -146,24 +185,24 @@ def copy_solutions(
     UserError
         The part has other solution sets, tables, axes, members of an axis or places than the reference.
     """
-    _refuse_other_members(part, reference, member)
-    for solset in reference.values():
-        own_solset = part[solset.name]
-        _refuse_other_members(own_solset, solset, member)
-        for name in {"antenna", "source"} & set(solset):
-            _refuse_other_rows(own_solset[name], solset[name], member)
-        for group in tables_of(solset):
-            own = part[group.name]
-            axes, own_axes = axes_of(group), axes_of(own)
-            if sorted(axes) != sorted(own_axes) or own.attrs["TITLE"] != group.attrs["TITLE"]:
-                raise member.refusal(f"{group.name} has another kind or other axes ({','.join(own_axes)})")
-            picks = [_pick(own, group, axis, member) if axis != along else None for axis in axes]
-            for name in ("val", "weight"):
-                values = _read(own[name], member).transpose([own_axes.index(axis) for axis in axes])
-                for i, pick in enumerate(picks):
-                    values = values if pick is None else values.take(pick, axis=i)
-                place = interval_range(axes, first, values.shape[axes.index(along)], along)
-                merged[group.name][name][place] = values
+    for name, members in layout.members.items():
+        if set(part[name]) != set(members):
+            raise member.refusal(f"{name} has {', '.join(part[name])}, not {', '.join(members)}")
+    for name, rows in layout.rows.items():
+        _refuse_other_rows(part[name], rows, member)
+    for path, table in layout.tables.items():
+        own = part[path]
+        axes, own_axes = table.axes, axes_of(own)
+        if sorted(axes) != sorted(own_axes) or own.attrs["TITLE"] != table.title:
+            raise member.refusal(f"{path} has another kind or other axes ({','.join(own_axes)})")
+        picks = [_pick(own, axis, table.values.get(axis), member) if axis != along else None for axis in axes]
+        target = merged[path]
+        for name in ("val", "weight"):
+            values = _read(own[name], member).transpose([own_axes.index(axis) for axis in axes])
+            for i, pick in enumerate(picks):
+                values = values if pick is None else values.take(pick, axis=i)
+            place = interval_range(axes, first, values.shape[axes.index(along)], along)
+            target[name][place] = values
 
 
 def _read(dataset: h5py.Dataset, member: Member) -> np.ndarray:
@@ -173,11 +212,11 @@ def _read(dataset: h5py.Dataset, member: Member) -> np.ndarray:
         raise member.refusal(f"{dataset.name} cannot be read ({one_line(error)})") from error
 
 
-def _pick(own: h5py.Group, reference: h5py.Group, axis: str, member: Member) -> np.ndarray | None:
+def _pick(own: h5py.Group, axis: str, wanted: np.ndarray | None, member: Member) -> np.ndarray | None:
     """Indices that put an axis of a part into the reference's order; None if it is so already."""
-    if axis not in reference:  # TEC screens have axes without values of their own
+    if wanted is None:  # TEC screens have axes without values of their own
         return None
-    wanted, has = reference[axis][:], own[axis][:]
+    has = own[axis][:]
     if axis in _TOLERANCES:
         _refuse_other_values(own, axis, wanted, has, member)
         return None
@@ -200,17 +239,15 @@ def _refuse_other_values(own: h5py.Group, axis: str, wanted: np.ndarray, has: np
         raise member.refusal(f"{own.name} has other {what} ({has[k]:.3f} {unit}, not {wanted[k]:.3f})")
 
 
-def _refuse_other_rows(own: h5py.Dataset, reference: h5py.Dataset, member: Member) -> None:
+def _refuse_other_rows(own: h5py.Dataset, reference: np.ndarray, member: Member) -> None:
     """Refuse a table of antennas or directions whose names or places differ; the order of rows is free."""
+    rows = own[:]
+    if np.array_equal(rows, reference):
+        return
     (value,) = set(reference.dtype.names) - {"name"}
     tolerance = 0.1 if value == "position" else 1e-6  # m, rad
-    wanted, has = ({row["name"]: row[value].astype(float) for row in table[:]} for table in (reference, own))
+    wanted, has = ({row["name"]: row[value].astype(float) for row in table} for table in (reference, rows))
     odd = wanted.keys() ^ has.keys()
     odd |= {name for name in wanted.keys() & has.keys() if np.abs(wanted[name] - has[name]).max() > tolerance}
     if odd:
         raise member.refusal(f"{own.name} differs in {', '.join(sorted(map(text_of, odd)))}")
-
-
-def _refuse_other_members(own: h5py.Group, reference: h5py.Group, member: Member) -> None:
-    if set(own) != set(reference):
-        raise member.refusal(f"{own.name} has {', '.join(own)}, not {', '.join(reference)}")

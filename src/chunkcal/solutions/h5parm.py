@@ -11,7 +11,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import h5py
@@ -135,17 +135,23 @@ def one_line(error: Exception) -> str:
 
 
 def _describe(file: h5py.File, path: str | os.PathLike) -> H5Parm:
-    solsets = {}
-    for name, solset in file.items():
-        if isinstance(solset, h5py.Group):
-            groups = [item for item in solset.values() if isinstance(item, h5py.Group)]
-            solsets[name] = tuple(_soltab(group, path) for group in groups)
-    if not any(solsets.values()):
+    groups = _groups(file, path)
+    return H5Parm(Path(path), {name: tuple(_soltab(group, path) for group in own) for name, own in groups.items()})
+
+
+def _groups(file: h5py.File, path: str | os.PathLike) -> dict[str, list[h5py.Group]]:
+    """Find the solution tables, by solution set."""
+    solsets = {name: solset for name, solset in file.items() if isinstance(solset, h5py.Group)}
+    groups = {
+        name: [item for item in solset.values() if isinstance(item, h5py.Group)] for name, solset in solsets.items()
+    }
+    if not any(groups.values()):
         raise UserError(f"h5parm {path} holds no solution tables; make it again or give another file")
-    return H5Parm(Path(path), solsets)
+    return groups
 
 
-def _soltab(group: h5py.Group, path: str | os.PathLike) -> Soltab:
+def _checked_axes(group: h5py.Group, path: str | os.PathLike) -> tuple[str, ...]:
+    """Check that a solution table is well formed; return the names of its axes."""
     where = f"h5parm {path}, table {group.name}"
     remedy = "make the file again or give another one"
     for name in ("val", "weight"):
@@ -155,38 +161,52 @@ def _soltab(group: h5py.Group, path: str | os.PathLike) -> Soltab:
             raise UserError(f"{where}: {name} has no attribute AXES; {remedy}")
     if "TITLE" not in group.attrs:
         raise UserError(f"{where}: there is no attribute TITLE, which says what kind of solutions these are; {remedy}")
-    val = group["val"]
-    axes = tuple(axes_of(group))
-    weight_axes = tuple(text_of(group["weight"].attrs["AXES"]).split(","))
-    if len(axes) != val.ndim or weight_axes != axes or group["weight"].shape != val.shape:
+    val, weight = group["val"], group["weight"]
+    axes, weight_axes = (tuple(text_of(dataset.attrs["AXES"]).split(",")) for dataset in (val, weight))
+    if len(axes) != val.ndim or weight_axes != axes or weight.shape != val.shape:
         raise UserError(
             f"{where}: AXES {','.join(axes)} of val {val.shape} and {','.join(weight_axes)} of weight"
-            f" {group['weight'].shape} contradict the shapes or each other; {remedy}"
+            f" {weight.shape} contradict the shapes or each other; {remedy}"
         )
     for axis, length in zip(axes, val.shape, strict=True):
-        if axis in group and group[axis].shape != (length,):
-            raise UserError(f"{where}: axis {axis} has {group[axis].shape} values, val has {length}; {remedy}")
-        if axis not in group and axis in ("time", "freq", "ant", "dir", "pol"):
+        values = group.get(axis)
+        if values is not None and values.shape != (length,):
+            raise UserError(f"{where}: axis {axis} has {values.shape} values, val has {length}; {remedy}")
+        if values is None and axis in ("time", "freq", "ant", "dir", "pol"):
             raise UserError(f"{where}: axis {axis} has no dataset of its own; {remedy}")
+    return axes
 
-    def names(axis: str) -> tuple[str, ...]:
-        return tuple(map(text_of, group[axis][:])) if axis in axes else ()
+
+def _soltab(group: h5py.Group, path: str | os.PathLike) -> Soltab:
+    table, val = _soltab_of_stations(group, path), group["val"]
 
     def ends(axis: str) -> tuple[float, float] | None:
-        return (float(group[axis][0]), float(group[axis][-1])) if axis in axes and len(group[axis]) else None
+        return (float(group[axis][0]), float(group[axis][-1])) if axis in table.axes and len(group[axis]) else None
 
-    return Soltab(
-        name=group.name.rsplit("/", 1)[-1],
-        kind=text_of(group.attrs["TITLE"]).strip().lower(),
-        axes=axes,
-        shape=tuple(val.shape),
-        antennas=names("ant"),
-        directions=names("dir"),
-        polarizations=names("pol"),
+    return replace(
+        table,
+        directions=_names(group, "dir", table.axes),
+        polarizations=_names(group, "pol", table.axes),
         frequency_range=ends("freq"),
         time_range=ends("time"),
         by_dp3=any("CREATE by DP3" in text_of(val.attrs[a]) for a in val.attrs if a.startswith("HISTORY")),
     )
+
+
+def _soltab_of_stations(group: h5py.Group, path: str | os.PathLike) -> Soltab:
+    """Read what is needed to count solutions: half the work."""
+    axes = _checked_axes(group, path)
+    return Soltab(
+        name=group.name.rsplit("/", 1)[-1],
+        kind=text_of(group.attrs["TITLE"]).strip().lower(),
+        axes=axes,
+        shape=tuple(group["val"].shape),
+        antennas=_names(group, "ant", axes),
+    )
+
+
+def _names(group: h5py.Group, axis: str, axes: Sequence[str]) -> tuple[str, ...]:
+    return tuple(map(text_of, group[axis][:])) if axis in axes else ()
 
 
 def text_of(value: object) -> str:
@@ -373,26 +393,25 @@ def check(path: str | os.PathLike, n_solutions: int | None = None) -> dict:
         is not what the file holds.
     """
     with _reading(path) as file:
-        content = _describe(file, path)
-        times = _times(file, content)
+        found = [(group, _soltab_of_stations(group, path)) for own in _groups(file, path).values() for group in own]
+        times = _times([(group, table.axes) for group, table in found], path)
         some = np.zeros(len(times), bool)
         usable: Counter[str] = Counter()
         total: Counter[str] = Counter()
         tables = {}
-        for solset, soltabs in content.solsets.items():
-            for table in soltabs:
-                by_interval, by_station = _count_usable(file[solset][table.name], table)
-                size = int(np.prod(table.shape))
-                tables[f"{solset}/{table.name}"] = {
-                    "kind": table.kind,
-                    "axes": list(table.axes),
-                    "shape": list(table.shape),
-                    "finite_fraction": float(by_interval.sum()) / max(1, size),
-                }
-                if table.kind not in NOT_CORRECTIONS:
-                    some |= by_interval > 0
-                    usable.update(dict(zip(table.antennas, by_station.tolist(), strict=True)))
-                    total.update(dict.fromkeys(table.antennas, size // max(1, table.length("ant"))))
+        for group, table in found:
+            by_interval, by_station = _count_usable(group, table)
+            size = int(np.prod(table.shape))
+            tables[group.name[1:]] = {
+                "kind": table.kind,
+                "axes": list(table.axes),
+                "shape": list(table.shape),
+                "finite_fraction": float(by_interval.sum()) / max(1, size),
+            }
+            if table.kind not in NOT_CORRECTIONS:
+                some |= by_interval > 0
+                usable.update(dict(zip(table.antennas, by_station.tolist(), strict=True)))
+                total.update(dict.fromkeys(table.antennas, size // max(1, table.length("ant"))))
     if n_solutions is not None and len(times) != n_solutions:
         raise UserError(f"h5parm {path} has {len(times)} solution intervals instead of {n_solutions}; make it again")
     return {
@@ -415,26 +434,26 @@ def solution_times(path: str | os.PathLike) -> np.ndarray:
         As `describe`.
     """
     with _reading(path) as file:
-        return _times(file, _describe(file, path))
+        groups = [group for own in _groups(file, path).values() for group in own]
+        return _times([(group, _checked_axes(group, path)) for group in groups], path)
 
 
-def _times(file: h5py.File, content: H5Parm) -> np.ndarray:
-    """Time axis that all tables share, (n_solutions,) float64, MJD s."""
+def _times(tables: Sequence[tuple[h5py.Group, Sequence[str]]], path: str | os.PathLike) -> np.ndarray:
+    """Time axis that all tables, given with their axes, share, (n_solutions,) float64, MJD s."""
     times: np.ndarray | None = None
-    for solset, tables in content.solsets.items():
-        for table in tables:
-            where = f"h5parm {content.path}, table {solset}/{table.name}"
-            if "time" not in table.axes:
-                raise UserError(f"{where} has no time axis; give solutions along time")
-            own = file[solset][table.name]["time"][:]
-            if times is not None and not np.array_equal(own, times):
-                raise UserError(f"{where} has other times than the tables before it; give one solve's solutions")
-            if len(own) == 0:
-                raise UserError(f"{where} has no solutions; make the file again")
-            if not np.isfinite(own).all() or (np.diff(own) <= 0).any():
-                at = int(np.argmax(~(np.diff(own) > 0))) + 1 if len(own) > 1 else 0
-                raise UserError(f"{where}: time does not increase at solution {at}; make the file again")
-            times = own
+    for group, axes in tables:
+        where = f"h5parm {path}, table {group.name[1:]}"
+        if "time" not in axes:
+            raise UserError(f"{where} has no time axis; give solutions along time")
+        own = group["time"][:]
+        if times is not None and not np.array_equal(own, times):
+            raise UserError(f"{where} has other times than the tables before it; give one solve's solutions")
+        if len(own) == 0:
+            raise UserError(f"{where} has no solutions; make the file again")
+        if not np.isfinite(own).all() or (np.diff(own) <= 0).any():
+            at = int(np.argmax(~(np.diff(own) > 0))) + 1 if len(own) > 1 else 0
+            raise UserError(f"{where}: time does not increase at solution {at}; make the file again")
+        times = own
     return times
 
 

@@ -13,7 +13,15 @@ import h5py
 import numpy as np
 
 from chunkcal.errors import UserError
-from chunkcal.solutions.h5layout import TIME_TOLERANCE_S, Member, copy_solutions, create_like, tables_of, written
+from chunkcal.solutions.h5layout import (
+    TIME_TOLERANCE_S,
+    Layout,
+    Member,
+    copy_solutions,
+    create_like,
+    tables_of,
+    written,
+)
 from chunkcal.solutions.h5parm import axes_of, check, interval_range, opened, solution_times
 
 
@@ -114,10 +122,11 @@ def merge(chunks: Sequence[str | os.PathLike | None], out: str | os.PathLike, gr
     with written(out, n_bytes) as temporary:
         with h5py.File(temporary, "w", locking=False) as merged, opened(parts[order[0]].path) as reference:
             create_like(reference, merged, "time", len(times), note)
+            layout = Layout.of(reference)
             for index in order:
                 member = Member(parts[index].path, "chunks", "solve that chunk again")
                 with opened(member.path) as chunk:
-                    copy_solutions(chunk, member, reference, merged, "time", int(firsts[index]))
+                    copy_solutions(chunk, member, layout, merged, "time", int(firsts[index]))
             for first, n in grid.gaps if grid else ():
                 _write_gap(merged, first, n)
             for solset in merged.values():
