@@ -4,6 +4,7 @@ Data flow: plan -> cluster -> preprocess -> calibrate -> merge -> quality -> app
 report -> provenance.
 """
 
+import atexit
 import gc
 
 from snakemake.utils import min_version
@@ -13,6 +14,7 @@ min_version("9.27")
 # A tenth of the time in which a large DAG is built: what Snakemake has imported is no garbage, nor are the jobs.
 gc.freeze()
 gc.set_threshold(50_000, 20, 100)
+atexit.register(gc.freeze)  # nor is there anything to look for at the end, which would take 0.2 s
 
 
 configfile: "config/config.yaml"

@@ -22,7 +22,8 @@ CHUNK_LENGTHS = ("length", "duration_s", "n_slots", "count")
 
 def load_schema(path: str | Path) -> dict[str, Any]:
     """Read a JSON schema that is written as YAML."""
-    return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # eight times as fast, but not in every PyYAML
+    return yaml.load(Path(path).read_text(encoding="utf-8"), loader)  # noqa: S506
 
 
 def validate(config: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import select
 import shutil
 import subprocess
 import sys
@@ -221,13 +222,14 @@ def _run(work: Path, keys: Mapping[str, str], settings: Mapping[str, Any]) -> st
     argv = [sys.executable, "-I", "-S", guard.__file__, "usage", *dp3.argv(command, "parset", 1)]
     with open(work / "log", "wb") as log:
         process = subprocess.Popen(argv, cwd=work, env=environment, stdin=subprocess.PIPE, stdout=log, stderr=log)
+        ended = os.pidfd_open(process.pid)  # Popen.wait with a timeout would look every 50 ms
         try:
-            status = process.wait(_TRIAL_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            return None  # it had nothing against them for that long
+            if not select.select([ended], [], [], _TRIAL_TIMEOUT_S)[0]:
+                return None  # it had nothing against them for that long
         finally:
+            os.close(ended)
             process.stdin.close()
-            process.wait()
+            status = process.wait()
     return dp3.describe_failure(status, (work / "log").read_text(errors="replace")[-4000:]) if status else None
 
 

@@ -8,6 +8,7 @@ scheduler lacks one of the pieces, its way is left alone. Standard library only.
 
 from __future__ import annotations
 
+import heapq
 import inspect
 from collections import defaultdict
 from typing import Any
@@ -61,6 +62,7 @@ def _with_short_rounds(workflow: Any, scheduler: Any) -> bool:
         and inspect.iscoroutinefunction(getattr(kind, "update_input_sizes", None))
         and INFLIGHT in getattr(scheduler, "resources", {})
         and hasattr(scheduler, "running")
+        and hasattr(getattr(workflow, "dag", None), "depending")
     )
     if not known:
         return False
@@ -68,11 +70,18 @@ def _with_short_rounds(workflow: Any, scheduler: Any) -> bool:
     depth = {
         rule.name: (rule.priority, number) for number, rule in enumerate(workflow.rules) if INFLIGHT in rule.resources
     }
+    depending = workflow.dag.depending
+
+    def n_depending(job: Any) -> int:
+        return len(depending.get(job, ()))
 
     class ShortRounds(kind):
         @property
         def open_jobs(self) -> list[Any]:
-            """Jobs that may start: as many chunks as may be in flight, by priority, then those that others led to."""
+            """Jobs that may start: as many chunks as may be in flight, by priority, then those that others led to.
+
+            Of one rule first those that most others wait for, which are the chunks that the fit is measured on.
+            """
             chunks: dict[tuple[float, int], list[Any]] = defaultdict(list)
             others = []
             for job in super().open_jobs:
@@ -83,7 +92,7 @@ def _with_short_rounds(workflow: Any, scheduler: Any) -> bool:
                     chunks[number].append(job)
             free = self.resources[INFLIGHT]
             for number in sorted(chunks, reverse=True):
-                chosen = chunks[number][: max(0, free)]
+                chosen = heapq.nlargest(max(0, free), chunks[number], key=n_depending)
                 free -= len(chosen)
                 others += chosen
             return others

@@ -1,11 +1,14 @@
 """Clusters that cannot serve: refused with the line that puts it right, within ten seconds."""
 
+import asyncio
 import json
 import time
 
 import pytest
+from distributed import Client
 
 from background import wait_until
+from chunkcal.cluster.backends.existing import open_existing
 
 
 def section(cluster, **changes):
@@ -79,6 +82,24 @@ def test_workers_of_an_existing_cluster_come_and_go(make_run, cluster, clean, co
     run.must_equal(clean)
     run.must_be_gone()
     assert set(ran_on(run)) == {"first", "second"}
+
+
+def test_workers_of_an_existing_cluster_import_before_their_first_task(cluster, tmp_path):
+    cluster.start_worker("--resources", "subprocess_slots=1")
+
+    async def look():
+        async with Client(cluster.address, asynchronous=True, set_as_default=False) as client:
+            await client.wait_for_workers(1, timeout=60)
+            imported = "'chunkcal.cluster.task' in __import__('sys').modules"
+            assert not any((await client.run(eval, imported)).values())
+            async with open_existing(section(cluster, scheduler_file=None), tmp_path, lambda: None):
+                for _ in range(300):
+                    if all((await client.run(eval, imported)).values()):
+                        return True
+                    await asyncio.sleep(0.1)
+        return False
+
+    assert asyncio.run(look())
 
 
 @pytest.mark.parametrize(

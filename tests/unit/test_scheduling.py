@@ -15,7 +15,7 @@ import json
 from chunkcal import scheduling
 
 rule all:
-    input: expand("second{n}", n=range(%d))
+    input: expand("second{n}", n=range(%d)), expand("third{n}", n=config.get("watched", []))
 
 rule first:
     output: touch("first{n}")
@@ -29,7 +29,13 @@ rule second:
     threads: 0
     resources: inflight=1
 
-seen = {"offered": 0, "remaining": 0, "started": []}
+rule third:
+    input: "first{n}", "second{n}"
+    output: touch("third{n}")
+    threads: 0
+    resources: inflight=1
+
+seen = {"offered": 0, "remaining": 0, "started": [], "names": []}
 
 onstart:
     scheduler = workflow.scheduler
@@ -43,6 +49,7 @@ onstart:
         seen["remaining"] = max(seen["remaining"], len(scheduler.remaining_jobs))
         scheduler.running.remove(None)
         seen["started"] += [job.rule.name for job in chosen or []]  # None from a solver that was too slow
+        seen["names"] += [str(job.output[0]) for job in chosen or [] if job.output]
         return chosen
 
     scheduler._job_selector = look
@@ -55,10 +62,11 @@ onsuccess:
 """
 
 
-def run(folder, *, bound, scheduler="greedy", inflight=3, early=False):
+def run(folder, *, bound, scheduler="greedy", inflight=3, early=False, watched=()):
     (folder / "Snakefile").write_text(SNAKEFILE % N_CHUNKS)
     command = [sys.executable, "-m", "snakemake", "--cores", "1", "--scheduler", scheduler, "--quiet", "all"]
     command += ["--resources", f"inflight={inflight}", "--config", f"bound={bound}", f"early={early}"]
+    command += [f"watched={list(watched)}"]
     done = subprocess.run(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert done.returncode == 0, done.stdout
     assert all((folder / f"second{n}").exists() for n in range(N_CHUNKS))
@@ -91,6 +99,14 @@ def test_a_step_looks_only_at_jobs_that_can_start(tmp_path):
 def test_rules_of_a_higher_priority_come_first(tmp_path):
     seen = run(tmp_path, bound=True, early=True)
     assert seen["started"].index("second") >= N_CHUNKS - 3
+
+
+def test_chunks_that_more_waits_for_come_first(tmp_path):
+    watched = (7, 19, 28)
+    seen = run(tmp_path, bound=True, watched=watched)
+    assert set(seen["names"][:3]) == {f"first{n}" for n in watched}
+    # A chunk goes on before another begins, so all that is made of these is there early.
+    assert max(seen["names"].index(f"third{n}") for n in watched) < 3 * 3 + 2 * 3
 
 
 def test_as_many_run_as_are_in_flight(tmp_path):

@@ -16,7 +16,6 @@ rule apply_chunk:
         record=f"{OUT}/{{obs}}/apply/{{chunk}}.json",
     log:
         "logs/apply_chunk/{obs}.{chunk}.log",
-    priority: 1  # before fit_chunk, which can run beside join_chunks: that waits for these
     localrule: True
     conda:
         "../envs/chunkcal.yaml"

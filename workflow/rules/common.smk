@@ -16,7 +16,7 @@ from snakemake.io import IOFile
 from snakemake.persistence import PersistenceBase
 from snakemake.settings.types import DeploymentMethod
 
-from chunkcal import scheduling, wsclean
+from chunkcal import rulescript, scheduling, wsclean
 from chunkcal.lineage import digest, versions
 from chunkcal.planning import requests
 from chunkcal.planning.dryrun import plans_for_dry_run
@@ -35,6 +35,8 @@ try:
     refuse_scratch_dir(config["scratch_dir"])
 except UserError as error:
     sys.exit(f"chunkcal: {error}")
+
+rulescript.lighten(os.path.realpath(workflow.current_basedir.join("../scripts").get_path_or_uri(secret_free=True)))
 
 OUT = config["output_dir"].rstrip("/")
 CHUNKS = chunks_dir(config)

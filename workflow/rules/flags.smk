@@ -15,6 +15,7 @@ rule merge_flags:
         f"{OUT}/{{obs}}/flags.tsv",
     log:
         "logs/merge_flags/{obs}.log",
+    priority: -1  # nothing waits for it, and join_chunks and write_report can begin when it can
     localrule: True
     conda:
         "../envs/chunkcal.yaml"

@@ -30,8 +30,8 @@ rule write_provenance:
 
 rule write_crate:
     input:
+        # Not the report, which it only names: that can be written meanwhile.
         provenance=expand(rules.write_provenance.output, obs=OBSERVATIONS),
-        report=rules.write_report.output,
         snakefile=ancient(workflow.source_path("../../Snakefile")),
     output:
         f"{OUT}/ro-crate-metadata.json",

@@ -51,7 +51,8 @@ def write_crate(
     workflow = _workflow(builder, copied.relative_to(folder), first["software"])
     objects = [*builder.settings(first["config"]), *builder.inputs(observations)]
     results = [item for name, found in observations.items() for item in builder.products(name, found)]
-    results += [builder.file(name) for name in ("report.html", "plan/chunks.tsv") if (folder / name).is_file()]
+    # The report may still be under way; the run does not end well without it.
+    results += [builder.file(name) for name in ("report.html", "plan/chunks.tsv")]
     spans = [_span(list(stage.values())) for found in observations.values() for stage in found["chunks"].values()]
     start, end = min(span[0] for span in spans), max(span[1] for span in spans)
     actions = [builder.action("#run", "chunkcal run", workflow, objects, results, (start, end))]

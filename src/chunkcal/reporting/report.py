@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import base64
 import datetime
+import gc
 import json
 import multiprocessing
 import os
@@ -122,11 +123,12 @@ def render(run: Run, settings: Mapping[str, Any]) -> str:
     with _artists() as pool:
         flags = [pool.submit(flag_figures, result, span_of(result.plan)) for result in run.observations.values()]
         timings = pool.submit(_timings, run.tasks)
+        template = environment.get_template("report.html.j2")  # is compiled, which takes 0.1 s
         # One after the other: what is spent on the solutions of an observation decides on the next one's.
         pairs = zip(run.observations.values(), flags, strict=True)
         observations = [_observation(result, drawn, budget, pool) for result, drawn in pairs]
         timings = timings.result()
-    return environment.get_template("report.html.j2").render(
+    return template.render(
         observations=observations,
         timings=timings,
         settings=json.dumps(settings, indent=1, ensure_ascii=False, default=str),
@@ -139,7 +141,9 @@ def render(run: Run, settings: Mapping[str, Any]) -> str:
 def _artists() -> Executor:
     """Give processes that draw, as many as this one may use cores."""
     n_processes = min(_MAX_PROCESSES, len(os.sched_getaffinity(0)))
-    return ProcessPoolExecutor(n_processes, multiprocessing.get_context("fork"))
+    gc.freeze()  # else each of them would copy most of our memory as it looks for garbage
+    # Joining goes on beside, and more waits for that.
+    return ProcessPoolExecutor(n_processes, multiprocessing.get_context("fork"), initializer=os.nice, initargs=(10,))
 
 
 # ---- one observation ------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -13,6 +14,7 @@ from distributed import Client
 
 from chunkcal.cluster.backends.base import Cluster
 from chunkcal.cluster.state import ClusterError
+from chunkcal.cluster.task import memory_limit
 
 # How long an answer of the scheduler is good for: each one costs it, and us, half a millisecond.
 FRESH_S = 2.0
@@ -51,4 +53,9 @@ async def open_existing(
         return seen
 
     async with client:
-        yield Cluster(client, workers, client.scheduler.address, client.dashboard_link or None)
+        # While the plan is made they import what their first task would have to.
+        importing = asyncio.ensure_future(client.run(memory_limit, on_error="ignore"))
+        try:
+            yield Cluster(client, workers, client.scheduler.address, client.dashboard_link or None)
+        finally:
+            importing.cancel()
