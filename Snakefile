@@ -14,7 +14,7 @@ min_version("9.27")
 # A tenth of the time in which a large DAG is built: what Snakemake has imported is no garbage, nor are the jobs.
 gc.freeze()
 gc.set_threshold(50_000, 20, 100)
-atexit.register(gc.freeze)  # nor is there anything to look for at the end, which would take 0.2 s
+atexit.register(gc.freeze)  # nor is there anything to look for at the end
 
 
 configfile: "config/config.yaml"
