@@ -17,6 +17,18 @@ from chunkcal.cluster import state
 from pipeline import ROOT, assert_same_bits, columns, must_run, snakemake
 from tiny_ms import DP3, dp3_environment
 
+# In the command line of each DP3 of a chunk, and of none that planning tries.
+DP3_AT_WORK = "parset1 numthreads="
+GUARD = "cluster/guard.py"
+
+
+def parent_of(pid: int) -> int | None:
+    """Give the parent of a process; None if it is dead."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
+    except OSError:
+        return None
+
 
 def wait_until(condition: Callable[[], Any], seconds: float, what: str) -> Any:
     """Poll until `condition` is true, and return what it gave; fail with `what` after `seconds`."""
@@ -101,6 +113,11 @@ class Run:
             return pids if len(pids) >= n else None
 
         return wait_until(found, 180, f"no {words} after 180 s")
+
+    def dp3s(self) -> list[int]:
+        """List the DP3s at work; what one of them has just forked has its command line, too."""
+        pids = self.find(DP3_AT_WORK)
+        return [pid for pid in pids if parent_of(pid) not in pids]
 
     def text(self) -> str:
         """Return what snakemake has printed."""

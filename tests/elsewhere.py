@@ -46,15 +46,3 @@ def products(results: Path) -> dict[str, np.ndarray]:
 def python_of(run: Run) -> str:
     """Python for workers that do not inherit this process's environment: with this checkout and the run's mark."""
     return f"env CHUNKCAL_TEST_RUN={run.folder} PYTHONPATH={ROOT / 'src'} {sys.executable}"
-
-
-def count_dp3(run: Run) -> int:
-    """Count the guards above the run's DP3s; a guard that has just forked looks like two, and is one."""
-    guards = run.find("usage.json")
-    parents = []
-    for guard in guards:
-        try:
-            parents.append(int(Path(f"/proc/{guard}/stat").read_text().rsplit(")", 1)[1].split()[1]))
-        except OSError:
-            continue
-    return sum(parent not in guards for parent in parents)

@@ -4,7 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from background import Run
+from background import DP3_AT_WORK, Run
 
 # Each prints "refused" or "let in"; a raw connection, because dask's own client already checks the server.
 RAW = """
@@ -43,6 +43,6 @@ def ask(program: str, *words: object) -> str:
 
 def state_folder(run: Run) -> Path:
     """Find the state folder of a run while a DP3 is at work."""
-    guard = run.wait_for("usage.json")[0]
-    words = Path(f"/proc/{guard}/environ").read_bytes().split(b"\0")
+    dp3 = run.wait_for(DP3_AT_WORK)[0]
+    words = Path(f"/proc/{dp3}/environ").read_bytes().split(b"\0")
     return Path(next(word for word in words if word.startswith(b"CHUNKCAL_RUN=")).split(b"=", 1)[1].decode())

@@ -219,7 +219,7 @@ def _run(work: Path, keys: Mapping[str, str], settings: Mapping[str, Any]) -> st
     environment = os.environ | dp3.environment(1, not dp3.is_wheel(command), settings.get("measures_dir"))
     (work / "parset").write_text(dp3.parset_text(keys))
     # The guard kills DP3 with us, however we end.
-    argv = [sys.executable, "-I", "-S", guard.__file__, "usage", *dp3.argv(command, "parset", 1)]
+    argv = [sys.executable, "-I", "-S", guard.__file__, *dp3.argv(command, "parset", 1)]
     with open(work / "log", "wb") as log:
         process = subprocess.Popen(argv, cwd=work, env=environment, stdin=subprocess.PIPE, stdout=log, stderr=log)
         ended = os.pidfd_open(process.pid)  # Popen.wait with a timeout would look every 50 ms

@@ -7,14 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from background import wait_until
+from background import DP3_AT_WORK, GUARD, parent_of, wait_until
 from chunkcal.cluster import state
 
 KILLS_IN_A_RUN = 5
-
-
-def children(pid):
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def kill_between_chunks(run, dice, find, after):
@@ -33,14 +29,8 @@ def kill_between_chunks(run, dice, find, after):
 def test_dp3(make_run, clean, count, dice, repeat):
     run = make_run().start()
 
-    def a_dp3():
-        try:
-            return next((child for guard in run.find("usage.json") for child in children(guard)), None)
-        except OSError:
-            return None
-
     with count("SIGKILL of DP3", KILLS_IN_A_RUN):
-        kill_between_chunks(run, dice, a_dp3, after=lambda _: None)
+        kill_between_chunks(run, dice, lambda: next(iter(run.dp3s()), None), after=lambda _: None)
         run.must_finish()
         run.must_equal(clean)
         run.must_be_gone()
@@ -49,20 +39,18 @@ def test_dp3(make_run, clean, count, dice, repeat):
 @pytest.mark.repeat(2, 1)
 @pytest.mark.parametrize("part", ["worker", "guard"])
 def test_worker_and_guard(make_run, clean, count, dice, part, repeat):
-    """A worker's nanny lives in the supervisor, whose death is tried below; each DP3 has a guard above it."""
+    """A worker's nanny lives in the supervisor, whose death is tried below; a guard is above each DP3."""
     run = make_run().start()
     dp3s = []
 
     def a_victim():
         """Find a worker (or its guard) that has a DP3, and remember that DP3."""
-        try:
-            for guard in run.find("usage.json"):
-                worker = int(Path(f"/proc/{guard}/stat").read_text().rsplit(")", 1)[1].split()[1])
-                dp3s[:] = children(guard)
-                if dp3s:
-                    return worker if part == "worker" else guard
-        except OSError:
-            pass
+        for dp3 in run.dp3s():
+            guard = parent_of(dp3)
+            worker = parent_of(guard) if guard else None
+            if worker:
+                dp3s[:] = [dp3]
+                return worker if part == "worker" else guard
         return None
 
     def dp3_is_gone(_):
@@ -83,7 +71,7 @@ def test_supervisor(make_run, clean, count, dice, repeat):
         for n in (1, 3):
             wait_until(lambda n=n: len(run.records()) >= n, 60, run.text())
             time.sleep(dice.uniform(0, 1))
-            old = run.find("usage.json")
+            old = run.find(GUARD) + run.dp3s()
             os.kill(run.wait_for("chunkcal.cluster.supervisor")[0], signal.SIGKILL)
             wait_until(lambda old=old: not any(map(state.start_time, old)), 2, "a guard has outlived its supervisor")
         run.must_finish()
@@ -95,7 +83,7 @@ def test_supervisor(make_run, clean, count, dice, repeat):
 @pytest.mark.repeat(10, 1)
 def test_snakemake(make_run, clean, count, dice, number, repeat):
     run = make_run().start()
-    run.wait_for("usage.json")
+    run.wait_for(DP3_AT_WORK)
     time.sleep(dice.uniform(0, 2))
     with count(f"{number.name} of snakemake: all gone"):
         run.process.send_signal(number)
@@ -107,8 +95,8 @@ def test_snakemake(make_run, clean, count, dice, number, repeat):
 
 def test_state_folder_is_private_and_goes_away(make_run):
     run = make_run().start()
-    guard = run.wait_for("usage.json")[0]
-    words = Path(f"/proc/{guard}/environ").read_bytes().split(b"\0")
+    dp3 = run.wait_for(DP3_AT_WORK)[0]
+    words = Path(f"/proc/{dp3}/environ").read_bytes().split(b"\0")
     folder = Path(next(word for word in words if word.startswith(b"CHUNKCAL_RUN=")).split(b"=", 1)[1].decode())
     assert folder.stat().st_mode & 0o777 == 0o700
     for name in ("submit", "tls-key.pem", "tls-cert.pem"):
@@ -138,21 +126,11 @@ def test_dp3_that_takes_too_long_is_killed(make_run):
     run.must_be_gone()
 
 
-def parent_of(pid):
-    """Parent of a process; None if it is dead."""
-    try:
-        return int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
-    except OSError:
-        return None
-
-
 def test_never_more_dp3_than_slots(make_run, clean):
     run = make_run().start()
     most = 0
     while run.process.poll() is None:
-        guards = run.find("usage.json")
-        # A guard's child is a guard by name until it has become DP3.
-        most = max(most, sum(parent_of(guard) not in guards for guard in guards))
+        most = max(most, len(run.dp3s()))
         time.sleep(0.02)
     run.must_finish()
     run.must_equal(clean)

@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from background import wait_until
+from background import DP3_AT_WORK, wait_until
 
 
 def test_nothing_listens_beyond_loopback(make_run):
     run = make_run().start()
-    run.wait_for("usage.json", 2)
+    run.wait_for(DP3_AT_WORK, 2)
     pids = ",".join(map(str, run.processes()))
     inodes = set()
     for pid in pids.split(","):
@@ -39,7 +39,7 @@ def test_two_runs_at_once(make_run, clean, count):
 
 def test_second_run_in_the_same_folder_is_refused(make_run, clean, count):
     run = make_run().start()
-    run.wait_for("usage.json")
+    run.wait_for(DP3_AT_WORK)
     first, text = run.process, run.folder / "output"
     with count("second run in the same folder"):
         second = run.start().process

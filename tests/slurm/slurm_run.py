@@ -13,7 +13,7 @@ import yaml
 from account import Account
 from bed import Bed
 
-from background import Run, wait_until
+from background import DP3_AT_WORK, Run, wait_until
 
 # Two CPUs a node: one job of one slot with two threads, or of two slots with one.
 JOB = {"n_jobs": 2, "n_cores": 2, "memory_gb": 1, "walltime_min": 30, "interface": "lo"}
@@ -134,9 +134,9 @@ class SlurmRun(Run):
         """Wait until a DP3 is at work; give the worker job that it belongs to, which is none of `other_than`."""
 
         def busy() -> list[str] | None:
-            for guard in self.find("usage.json"):
+            for dp3 in self.find(DP3_AT_WORK):
                 try:
-                    words = Path(f"/proc/{guard}/environ").read_bytes().split(b"\0")
+                    words = Path(f"/proc/{dp3}/environ").read_bytes().split(b"\0")
                 except OSError:
                     continue
                 job = next((word[13:].decode() for word in words if word.startswith(b"SLURM_JOB_ID=")), None)

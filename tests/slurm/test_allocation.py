@@ -7,9 +7,9 @@ import subprocess
 
 import pytest
 
-from background import Run, wait_until
+from background import DP3_AT_WORK, GUARD, Run, wait_until
 from chunkcal.cluster import state
-from elsewhere import CALIBRATE, TARGETS, count_dp3, local_products, observation, products
+from elsewhere import CALIBRATE, TARGETS, local_products, observation, products
 from pipeline import assert_same_bits
 
 
@@ -97,7 +97,7 @@ def test_gives_the_bytes_of_a_local_run_and_leaves_nothing(make_job, clean):
     job = make_job().start()
     most = 0
     while job.process.poll() is None:
-        most = max(most, count_dp3(job))
+        most = max(most, len(job.dp3s()))
     job.must_finish()
     assert most == 4
     job.must_be_gone()
@@ -108,7 +108,7 @@ def test_gives_the_bytes_of_a_local_run_and_leaves_nothing(make_job, clean):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=lambda number: number.name)
 def test_nothing_outlives_snakemake(make_job, number):
     job = make_job(slow_s=30).start()
-    job.wait_for("usage.json", 4)
+    job.wait_for(DP3_AT_WORK, 4)
     os.kill(job.find("-m snakemake --snakefile")[0], number)
     assert job.process.wait(30) != 0
     job.must_be_gone()
@@ -116,7 +116,7 @@ def test_nothing_outlives_snakemake(make_job, number):
 
 def test_scancel_leaves_nothing(make_job, slurm):
     job = make_job(slow_s=30).start()
-    job.wait_for("usage.json", 4)
+    job.wait_for(DP3_AT_WORK, 4)
     subprocess.run(["scancel", job.job], env=slurm.env, check=True, timeout=20)
     assert job.process.wait(30) != 0
     job.must_be_gone()
@@ -125,12 +125,12 @@ def test_scancel_leaves_nothing(make_job, slurm):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=lambda number: number.name)
 def test_workers_outlive_srun_or_are_started_again(make_job, clean, number):
     job = make_job().start()
-    job.wait_for("usage.json", 4)
+    job.wait_for(DP3_AT_WORK, 4)
     for pid in job.find("srun --overlap"):
         os.kill(pid, number)
     most = 0
     while job.process.poll() is None:
-        most = max(most, count_dp3(job))
+        most = max(most, len(job.dp3s()))
     job.must_finish()
     assert most <= 4
     job.must_be_gone()
@@ -139,8 +139,8 @@ def test_workers_outlive_srun_or_are_started_again(make_job, clean, number):
 
 def test_killed_supervisor_is_replaced_with_its_workers(make_job):
     job = make_job().start()
-    job.wait_for("usage.json", 4)
-    old = job.find("distributed.cli.dask_spec") + job.find("usage.json")
+    job.wait_for(DP3_AT_WORK, 4)
+    old = job.find("distributed.cli.dask_spec") + job.find(GUARD)
     os.kill(job.find("chunkcal.cluster.supervisor")[0], signal.SIGKILL)
     wait_until(lambda: not any(map(state.start_time, old)), 10, "workers have outlived their supervisor by 10 s")
     job.must_finish()

@@ -11,9 +11,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from background import Run, wait_until
+from background import DP3_AT_WORK, GUARD, Run, wait_until
 from chunkcal.cluster import state
-from elsewhere import CALIBRATE, TARGETS, count_dp3, local_products, observation, products, python_of
+from elsewhere import CALIBRATE, TARGETS, local_products, observation, products, python_of
 from pipeline import assert_same_bits
 
 SSHD = shutil.which("sshd", path=f"{os.environ['PATH']}:/usr/sbin")
@@ -93,7 +93,7 @@ def test_gives_the_bytes_of_a_local_run_and_leaves_nothing(make_run, clean):
     shared = wait_until(lambda: shared_folders(run), 180, run.text())[0]
     most = 0
     while run.process.poll() is None:
-        most = max(most, count_dp3(run))
+        most = max(most, len(run.dp3s()))
         if (shared / "tls-key.pem").exists():
             assert (shared / "tls-key.pem").stat().st_mode & 0o777 == 0o600
             assert shared.stat().st_mode & 0o777 == 0o700
@@ -107,7 +107,7 @@ def test_gives_the_bytes_of_a_local_run_and_leaves_nothing(make_run, clean):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL], ids=lambda number: number.name)
 def test_nothing_outlives_snakemake(make_run, number):
     run = make_run(slow_s=30).start()
-    run.wait_for("usage.json", 2)
+    run.wait_for(DP3_AT_WORK, 2)
     run.process.send_signal(number)
     assert run.process.wait(20) != 0
     run.must_be_gone(10)
@@ -117,8 +117,8 @@ def test_nothing_outlives_snakemake(make_run, number):
 def test_nothing_outlives_a_supervisor_that_is_killed_while_its_workers_hang(make_run):
     """Workers that are stopped notice nothing themselves: their guard must do it."""
     run = make_run(slow_s=30).start()
-    run.wait_for("usage.json", 2)
-    old = run.find("distributed.cli.dask_spec") + run.find("multiprocessing") + run.find("usage.json")
+    run.wait_for(DP3_AT_WORK, 2)
+    old = run.find("distributed.cli.dask_spec") + run.find("multiprocessing") + run.find(GUARD)
     assert len(old) >= 6
     for pid in run.find("multiprocessing"):
         os.kill(pid, signal.SIGSTOP)
@@ -130,7 +130,7 @@ def test_nothing_outlives_a_supervisor_that_is_killed_while_its_workers_hang(mak
 
 def test_lost_host_comes_back(make_run, clean):
     run = make_run().start()
-    run.wait_for("usage.json", 2)
+    run.wait_for(DP3_AT_WORK, 2)
     for pid in run.find("chunkcal.cluster.guard"):
         os.kill(pid, signal.SIGKILL)
     run.must_finish()

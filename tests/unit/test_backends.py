@@ -15,6 +15,7 @@ import pytest
 
 from chunkcal.cluster import state
 from chunkcal.cluster.backends import allocation, local, ssh
+from chunkcal.cluster.backends.base import shared_folder
 from chunkcal.cluster.backends.ownscheduler import require_interface, served_by, worker_options
 from chunkcal.cluster.state import ClusterError
 from chunkcal.cluster.tls import as_configuration, make_security
@@ -58,7 +59,7 @@ def test_srun_line(tmp_path):
             "--ntasks-per-node=2",
         ),
         *("--cpus-per-task=4", "--mem=0", "--job-name=chunkcal-workers", "--cpu-bind=cores"),
-        *("env", "A=1", "python", "-m", "chunkcal.cluster.guard", "/dev/null"),
+        *("env", "A=1", "python", "-m", "chunkcal.cluster.guard"),
         *("env", "A=1", "python", "-m", "distributed.cli.dask_spec", "tls://10.0.0.1:99", "--spec"),
     ]
 
@@ -105,7 +106,7 @@ def run_folder(tmp_path, monkeypatch):
 
 
 def test_shared_folder_is_private_and_goes_away(run_folder, tmp_path):
-    with state.shared_folder(run_folder) as shared:
+    with shared_folder(run_folder) as shared:
         assert shared.parent == tmp_path / "results/.chunkcal"
         security = make_security(shared)
         modes = {path: stat.S_IMODE(path.stat().st_mode) for path in (shared, shared.parent, *shared.glob("tls-*"))}
@@ -121,7 +122,7 @@ def test_shared_folder_is_private_and_goes_away(run_folder, tmp_path):
 
 @pytest.mark.parametrize(("owner", "stays"), [({"start": "1"}, False), ({"start": "1", "host": "elsewhere"}, True)])
 def test_shared_folder_of_a_killed_run_goes_with_the_next(run_folder, tmp_path, owner, stays):
-    with state.shared_folder(run_folder):
+    with shared_folder(run_folder):
         left = tmp_path / "results/.chunkcal/chunkcal-left"
         left.mkdir()
         state.write_json(left / "run.json", {"owner": state.read_json(run_folder / "run.json")["owner"] | owner})

@@ -206,7 +206,7 @@ def test_the_script_hands_over_what_snakemake_gives_it(tmp_path):
     done = subprocess.run(["bash", "-c", arrays + script], env=environment, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     *words, request = done.stdout.splitlines()
-    assert words[:3] == ["<-P>", "<-m>", "<chunkcal.cluster.chunks>"]
+    assert words[:3] == ["<-P>", "<-c>", "<from chunkcal.cluster.chunks import script; script()>"]
     paths = ["<it's $HOME.ms>", "<>", "<a  b.ms>", "<b.json>", "<>", "<>"]
     assert words[3:] == ["<other_apply a t0000>", "<a log>", *paths]
     assert request == """{"a": "'$x"}"""
@@ -214,7 +214,10 @@ def test_the_script_hands_over_what_snakemake_gives_it(tmp_path):
 
 @pytest.mark.parametrize(
     ("folder", "module", "slow"),
-    [("src/chunkcal/cluster", "guard", {"enum", "json"}), ("src", "chunkcal.cluster.chunks", {"typing", "subprocess"})],
+    [
+        ("src/chunkcal/cluster", "guard", {"enum", "json"}),
+        ("src", "chunkcal.cluster.chunks", {"typing", "subprocess", "socket", "contextlib"}),
+    ],
 )
 def test_what_starts_with_each_chunk_imports_little(folder, module, slow):
     code = f"import sys; sys.path.append({str(ROOT / folder)!r}); import {module}; print(*sys.modules)"

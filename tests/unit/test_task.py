@@ -1,9 +1,13 @@
 import asyncio
+import os
+import signal
+import time
 from types import SimpleNamespace
 
 import pytest
 
 from chunkcal.cluster import dp3run, task
+from chunkcal.cluster.state import start_time
 
 
 def test_worker_whose_slot_is_taken_refuses(tmp_path, monkeypatch):
@@ -51,6 +55,23 @@ def test_dp3_does_not_inherit_how_its_worker_gives_memory_back(run, monkeypatch)
     monkeypatch.setenv("MALLOC_ARENA_MAX", "2")
     line = "echo $MALLOC_ARENA_MAX ${MALLOC_TRIM_THRESHOLD_-nothing} ${MALLOC_MMAP_THRESHOLD_-nothing}; exit 1"
     assert "exit status 1: 2 nothing nothing;" in run(line)["error"]
+
+
+def test_a_worker_uses_its_guard_again_unless_that_is_gone(run):
+    def guard():
+        found = run("echo $PPID; exit 1")["error"]
+        return int(found.partition("exit status 1: ")[2].partition(";")[0])
+
+    parents = [guard(), guard()]
+    assert parents[0] == parents[1]
+    os.kill(parents[0], signal.SIGKILL)
+    while start_time(parents[0]):
+        time.sleep(0.01)
+    assert guard() not in parents
+    killed = run("kill -9 $PPID; sleep 60")
+    assert killed["killed"]
+    assert "killed by SIGKILL" in killed["error"]
+    assert guard() not in parents
 
 
 def test_what_is_no_product_is_said_and_removed(run):

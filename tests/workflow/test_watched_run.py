@@ -13,7 +13,7 @@ import time
 
 import pytest
 
-from background import Run, wait_until
+from background import DP3_AT_WORK, Run, wait_until
 from chunkcal.simulate import Simulation, simulate
 
 COMMAND = [sys.executable, "-m", "chunkcal.cli", "watch"]
@@ -95,7 +95,7 @@ def go(run):
 
 
 def test_live_view_on_a_terminal_and_lines_without_one(run):
-    run.wait_for("usage.json", 2)
+    run.wait_for(DP3_AT_WORK, 2)
     live, screen = on_a_terminal([*COMMAND, "results"], run.folder)
     lines = subprocess.Popen([*COMMAND], cwd=run.folder, stdout=subprocess.PIPE, text=True)
     first = [lines.stdout.readline(), lines.stdout.readline()]
@@ -120,7 +120,7 @@ def test_live_view_on_a_terminal_and_lines_without_one(run):
 
 
 def test_watching_can_be_interrupted_and_costs_little(run):
-    run.wait_for("usage.json", 2)
+    run.wait_for(DP3_AT_WORK, 2)
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     lines = subprocess.Popen([*COMMAND, "--quiet"], cwd=run.folder, stdout=subprocess.PIPE, text=True)
     wait_until(lambda: lines.stdout.readline().startswith("dashboard"), 30, "nothing was printed")

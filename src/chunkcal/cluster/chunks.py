@@ -9,18 +9,16 @@ from __future__ import annotations
 import gc
 import json
 import os
-import signal
-import socket
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from chunkcal.cluster import state
 from chunkcal.cluster.state import ClusterError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from _socket import socket
+    from collections.abc import Callable
     from typing import Any
 
 # A supervisor that dies under a task is replaced; one task may outlive so many of them.
@@ -68,12 +66,15 @@ def submit(request: dict[str, Any]) -> dict[str, Any]:
     """
     line = json.dumps({"do": "run", "request": request}).encode() + b"\n"
     for _ in range(MAX_SUPERVISORS_PER_TASK):
-        with _connection() as connection, connection.makefile("rb") as answers:
-            try:
-                connection.sendall(line)
+        connection = _connection()
+        try:
+            connection.sendall(line)
+            with open(connection.fileno(), "rb", closefd=False) as answers:
                 answer = answers.readline()
-            except OSError:
-                answer = b""
+        except OSError:
+            answer = b""
+        finally:
+            connection.close()
         if answer.endswith(b"\n"):
             reply = json.loads(answer)
             if reply.get("out_of_memory"):
@@ -87,7 +88,7 @@ def submit(request: dict[str, Any]) -> dict[str, Any]:
     raise ClusterError(f"{request['name']}: the cluster died {MAX_SUPERVISORS_PER_TASK} times under this task")
 
 
-def _connection() -> socket.socket:
+def _connection() -> socket:
     connection = state.connect(state.folder_of_this_run())
     if connection:
         return connection
@@ -130,7 +131,8 @@ def run_chunk(
         "output": output,
         "log": log,
     }
-    with _attempting(output):
+
+    def attempt() -> None:
         try:
             result = _submit(task)
         except BadChunk as error:
@@ -138,6 +140,8 @@ def run_chunk(
                 raise
             result = _without_solutions(error, name, output)
         _commit([(result, output, record)])
+
+    _attempt(attempt, output)
 
 
 def run_pass(*, name: str, request: dict[str, Any], outputs: dict[str, str], records: dict[str, str], log: str) -> None:
@@ -161,7 +165,8 @@ def run_pass(*, name: str, request: dict[str, Any], outputs: dict[str, str], rec
         inputs = {"in.ms": output}
     task = {"name": name, "stages": stages, "one_pass": request["one_pass"], "log": log}
     task["output"] = next(iter(outputs.values()))
-    with _attempting(*outputs.values()):
+
+    def attempt() -> None:
         try:
             made = _submit_pass(task)
         except BadChunk as error:
@@ -170,24 +175,25 @@ def run_pass(*, name: str, request: dict[str, Any], outputs: dict[str, str], rec
             made = error.made | {"calibrate": _without_solutions(error, name, outputs["calibrate"])}
         _commit([(made[stage], outputs[stage], records[stage]) for stage in outputs])
 
+    _attempt(attempt, *outputs.values())
+
 
 def _with_inputs(request: dict[str, Any], inputs: dict[str, str]) -> dict[str, Any]:
     links = request["run"]["links"] | {link: os.path.abspath(path) for link, path in inputs.items()}
     return request["run"] | {"links": links}
 
 
-@contextmanager
-def _attempting(*outputs: str) -> Iterator[None]:
-    """Let nothing of an attempt stay, and end the script with a line if it fails."""
+def _attempt(attempt: Callable[[], None], *outputs: str) -> None:
+    """Make an attempt at products; let nothing of it stay but these, and end the script with a line if it fails."""
     try:
         for output in outputs:
             _remove_attempts(output)
-        yield
+        attempt()
     except ClusterError as error:
         print(f"chunkcal: {error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:  # who has pressed Ctrl-C knows
-        sys.exit(128 + signal.SIGINT)
+        sys.exit(130)  # 128 + SIGINT, as a shell has it
     finally:
         for output in outputs:
             _remove_attempts(output)
@@ -290,7 +296,7 @@ def _commit(made: list[tuple[dict[str, Any], str, str]]) -> None:
         raise ClusterError("the run has been stopped; its last product was not accepted")
     for result, _, _ in made:
         if not os.path.lexists(result["product"]):
-            there, here = result["record"].get("host"), socket.gethostname()
+            there, here = result["record"].get("host"), os.uname().nodename
             raise ClusterError(
                 f"{result['product']} was made on {there} and is not there on {here}; output_dir and scratch_dir must"
                 " be on file systems that all hosts share"
@@ -316,6 +322,7 @@ def main(argv: list[str]) -> None:
     run_chunk(name=name, request=request, inputs=inputs, output=product, record=record, log=log)
 
 
-if __name__ == "__main__":
+def script() -> None:
+    """Be the process of a chunk job; ``python -m`` would first import what finds modules."""
     main(sys.argv[1:])
     gc.freeze()  # a tenth of the time of all this would be to look for garbage at the end

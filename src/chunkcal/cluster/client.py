@@ -148,11 +148,11 @@ def stop(folder: Path) -> None:
         process = os.pidfd_open(supervisor["pid"])
     except ProcessLookupError:
         return
-    with connection:
-        try:
-            connection.sendall(b'{"do": "stop"}\n')
-        except OSError:
-            pass
+    try:
+        connection.sendall(b'{"do": "stop"}\n')
+    except OSError:
+        pass
+    connection.close()
     ended = select.select([process], [], [], state.close_timeout_s(supervisor["backend"]))[0]
     os.close(process)
     if not ended:
@@ -171,7 +171,7 @@ def status(folder: Path) -> dict[str, Any] | None:
     connection = state.connect(folder)
     if connection is None:
         return None
-    with connection, connection.makefile("rb") as answers:
+    with socket.socket(fileno=connection.detach()) as connection, connection.makefile("rb") as answers:
         connection.settimeout(STATUS_TIMEOUT_S)
         try:
             connection.sendall(b'{"do": "status"}\n')
@@ -180,7 +180,7 @@ def status(folder: Path) -> dict[str, Any] | None:
             return None
 
 
-def ensure_cluster() -> socket.socket:
+def ensure_cluster() -> socket.SocketType:
     """Return a connection to this run's supervisor; start one first if none is running.
 
     Any number of scripts may call this at the same time: one of them starts the supervisor, under a file lock.
@@ -225,7 +225,7 @@ def be_ahead() -> None:
         sys.exit(1)
 
 
-def _start_supervisor(folder: Path) -> socket.socket:
+def _start_supervisor(folder: Path) -> socket.SocketType:
     run = state.read_json(folder / "run.json")
     if run is None or (folder / "aborted").exists() or not state.owner_is_alive(run["owner"]):
         raise ClusterError("the run has been stopped; no new cluster is started for it")

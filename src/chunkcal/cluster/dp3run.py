@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import marshal
 import os
 import select
 import signal
@@ -11,17 +13,18 @@ import sys
 import time
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from chunkcal import dp3
 from chunkcal.cluster import guard
-from chunkcal.cluster.state import read_json
 from chunkcal.lineage import versions
 from chunkcal.logs import last_lines
 
 POLL_S = 0.2
 # Variables of glibc that dask sets for its workers, or whoever starts them.
 _OF_PYTHON = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_")
+# Guards of this process that have nothing to do.
+_IDLE: list[subprocess.Popen] = []
 
 
 class TaskError(Exception):
@@ -114,14 +117,19 @@ def run_parsets(
             log.flush()
             begin = log.tell()
             memory_kills = _memory_kills()
-            status = _run_guarded(argv, folder, environment, log, wanted, settings["task_timeout_s"])
+            request = {
+                "argv": argv,
+                "cwd": os.path.abspath(folder),
+                "env": environment,
+                "log": os.path.abspath(log_path),
+            }
+            status, cpu_s, max_rss_kb = _run_guarded(request, wanted, settings["task_timeout_s"])
             if status:
                 raise _failure(status, log_path, begin, memory_kills)
             printed[folder] = printed.get(folder, "") + _printed(log_path, begin)
-            usage = read_json(folder / "usage.json") or {}
             record["argv"].append(argv)
-            record["cpu_s"] += usage.get("cpu_s", 0.0)
-            record["max_rss_kb"] = max(record["max_rss_kb"], usage.get("max_rss_kb", 0))
+            record["cpu_s"] += cpu_s
+            record["max_rss_kb"] = max(record["max_rss_kb"], max_rss_kb)
     record["dp3_version"] = _version(tuple(command))
     record["casacore"] = versions.casacore_of_wheel() if dp3.is_wheel(command) else None
     record["measures"] = versions.measures(environment, settings["measures_dir"])
@@ -148,36 +156,56 @@ def _failure(status: int, log_path: str, begin: int, memory_kills: int) -> TaskE
     return kind(dp3.describe_failure(status, tail))
 
 
-def _run_guarded(
-    argv: list[str],
-    work: Path,
-    environment: dict[str, str],
-    log: BinaryIO,
-    wanted: Any,
-    timeout_s: float | None,
-) -> int:
-    """Run `argv` under the guard until it ends, is no longer wanted, or takes too long; return its exit status."""
-    process = subprocess.Popen(
-        [sys.executable, "-I", "-S", guard.__file__, "usage.json", *argv],
-        cwd=work,
-        stdin=subprocess.PIPE,
-        stdout=log,
-        stderr=log,
-        env=environment,
-    )
-    ended = os.pidfd_open(process.pid)
+def _run_guarded(request: dict[str, Any], wanted: Any, timeout_s: float | None) -> tuple[int, float, int]:
+    """Have a guard run DP3 until it ends, is no longer wanted, or takes too long.
+
+    Returns
+    -------
+    tuple
+        As the guard answers; the status is below 0 if the guard itself was killed.
+    """
+    process = _take_guard()
     deadline = time.monotonic() + (timeout_s or float("inf"))
+    answer = None
     try:
-        while not select.select([ended], [], [], POLL_S)[0]:
+        process.stdin.write(marshal.dumps(request))
+        while not select.select([process.stdout], [], [], POLL_S)[0]:
             if not wanted():
                 raise Cancelled
             if time.monotonic() > deadline:
                 raise TaskError(f"took longer than dp3.task_timeout_s = {timeout_s:g} s and was killed")
-        return process.wait()
+        answer = marshal.load(process.stdout)
+    except (BrokenPipeError, EOFError):
+        pass  # it was killed
     finally:
-        process.stdin.close()  # the guard kills DP3 if it still runs
-        process.wait()
-        os.close(ended)
+        if answer is None:
+            _dismiss(process)  # it kills DP3 if that still runs
+        else:
+            _IDLE.append(process)
+    return answer or (process.returncode, 0.0, 0)
+
+
+def _take_guard() -> subprocess.Popen:
+    """Give a guard that has nothing to do; it is the caller's alone."""
+    while _IDLE:
+        process = _IDLE.pop()
+        if process.poll() is None:
+            return process
+        _dismiss(process)
+    command = [sys.executable, "-I", "-S", guard.__file__]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
+
+
+def _dismiss(process: subprocess.Popen) -> None:
+    process.stdin.close()
+    process.wait()
+    process.stdout.close()
+
+
+@atexit.register
+def _dismiss_all() -> None:
+    while _IDLE:
+        _dismiss(_IDLE.pop())
 
 
 def _memory_kills() -> int:

@@ -15,19 +15,17 @@ script can only ever find the cluster of its own run.
 ``aborted``             exists once the user has interrupted the run: nothing may start a cluster any more
 ======================  ====================================================================================
 
-What workers on other hosts must read, the certificates, lies in `shared_folder` instead.
+What workers on other hosts must read, the certificates, lies in `chunkcal.cluster.backends.base.shared_folder` instead.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from _socket import socket
     from pathlib import Path
     from typing import Any
 
@@ -64,7 +62,7 @@ def start_time(pid: int) -> str | None:
 def owner_is_alive(owner: dict[str, Any]) -> bool:
     """Tell whether the Snakemake process that the run belongs to still lives; on another host it is taken to."""
     # Version 0.1 wrote no host: its folders are only ever found where they were made.
-    return owner.get("host", socket.gethostname()) != socket.gethostname() or start_time(owner["pid"]) == owner["start"]
+    return owner.get("host", os.uname().nodename) != os.uname().nodename or start_time(owner["pid"]) == owner["start"]
 
 
 def close_timeout_s(backend: str) -> float:
@@ -97,12 +95,14 @@ def read_json(path: str | os.PathLike) -> Any:
         return None
 
 
-def connect(folder: str | os.PathLike) -> socket.socket | None:
+def connect(folder: str | os.PathLike) -> socket | None:
     """Return a connection to the supervisor of the run with this state folder; None if none is running."""
+    from _socket import AF_UNIX, socket  # what is around it in `socket` would take a sixth of a chunk script's time
+
     supervisor = read_json(os.path.join(folder, "supervisor.json"))
     if supervisor is None:
         return None
-    connection = socket.socket(socket.AF_UNIX)
+    connection = socket(AF_UNIX)
     try:
         connection.connect(supervisor["socket"])
     except OSError:
@@ -123,7 +123,7 @@ def create(settings: dict[str, Any], log: Path, output_dir: Path) -> Path:
     _remove_orphans(output_dir / SHARED)
     folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=base))
     run = {
-        "owner": {"host": socket.gethostname(), "pid": os.getpid(), "start": start_time(os.getpid())},
+        "owner": {"host": os.uname().nodename, "pid": os.getpid(), "start": start_time(os.getpid())},
         "cwd": os.getcwd(),
         "output_dir": str(output_dir.absolute()),
         "log": str(log.absolute()),
@@ -142,28 +142,11 @@ def _remove_orphans(base: Path) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-@contextmanager
-def shared_folder(folder: Path) -> Iterator[Path]:
-    """Make a folder for what workers on other hosts must read, private to the user (mode 0700); remove it at the end.
-
-    It lies below the folder of the products, because that is on a file system that all hosts of a run share.
-    """
-    shared = _shared_path(folder)
-    shared.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    shared.mkdir(mode=0o700, exist_ok=True)  # it is there already if a supervisor was killed
-    run = read_json(folder / "run.json")
-    write_json(shared / "run.json", {"owner": run["owner"]})
-    try:
-        yield shared
-    finally:
-        remove_shared_folder(folder)
-
-
 def remove_shared_folder(folder: Path) -> None:
     """Remove the shared folder of the run with this state folder, if there is one."""
     import shutil
 
-    shared = _shared_path(folder)
+    shared = shared_path(folder)
     shutil.rmtree(shared, ignore_errors=True)
     try:
         shared.parent.rmdir()
@@ -171,7 +154,8 @@ def remove_shared_folder(folder: Path) -> None:
         pass  # it was never made, or holds that of another run
 
 
-def _shared_path(folder: Path) -> Path:
+def shared_path(folder: Path) -> Path:
+    """Give the path of that folder."""
     from pathlib import Path
 
     return Path(read_json(folder / "run.json")["output_dir"], SHARED, folder.name)

@@ -24,8 +24,8 @@ from typing import Any
 import dask
 from distributed import Client, Scheduler
 
-from chunkcal.cluster import state, tls
-from chunkcal.cluster.backends.base import Cluster
+from chunkcal.cluster import tls
+from chunkcal.cluster.backends.base import Cluster, shared_folder
 from chunkcal.cluster.backends.ownscheduler import (
     guarded,
     require_interface,
@@ -58,7 +58,7 @@ async def open_allocation(
     own = settings["allocation"]
     require_interface("cluster.allocation.interface", own["interface"])
     place = {"interface": own["interface"]} if own["interface"] else {}
-    with state.shared_folder(folder) as shared:
+    with shared_folder(folder) as shared:
         security = tls.make_security(shared)
         dask.config.set(tls.as_configuration(security))
         async with (

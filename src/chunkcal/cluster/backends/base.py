@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from distributed import Client
 from distributed.diagnostics.plugin import SchedulerPlugin
+
+from chunkcal.cluster import state
 
 
 def _not_wanted(_: Any) -> None:
@@ -63,3 +67,20 @@ class Watch(SchedulerPlugin):
     def remove_worker(self, **_: Any) -> None:
         """Called by the scheduler."""
         self.changed()
+
+
+@contextmanager
+def shared_folder(folder: Path) -> Iterator[Path]:
+    """Make a folder for what workers on other hosts must read, private to the user (mode 0700); remove it at the end.
+
+    It lies below the folder of the products, because that is on a file system that all hosts of a run share.
+    """
+    shared = state.shared_path(folder)
+    shared.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    shared.mkdir(mode=0o700, exist_ok=True)  # it is there already if a supervisor was killed
+    run = state.read_json(folder / "run.json")
+    state.write_json(shared / "run.json", {"owner": run["owner"]})
+    try:
+        yield shared
+    finally:
+        state.remove_shared_folder(folder)

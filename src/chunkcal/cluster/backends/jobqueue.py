@@ -23,7 +23,7 @@ from distributed import Client
 from distributed.security import Security
 
 from chunkcal.cluster import state
-from chunkcal.cluster.backends.base import Cluster
+from chunkcal.cluster.backends.base import Cluster, shared_folder
 from chunkcal.cluster.backends.batch import BATCH_SYSTEMS, require_commands
 from chunkcal.cluster.backends.jobkeeper import JobKeeper
 from chunkcal.cluster.backends.ownscheduler import DEATH_TIMEOUT_S, require_interface, served_by
@@ -235,7 +235,7 @@ async def open_jobqueue(
 ) -> AsyncIterator[Cluster]:
     """Keep the jobs that the ``cluster`` section asks for in the queue, and remove them all at the end."""
     require_commands(settings["backend"])
-    with state.shared_folder(folder) as shared:
+    with shared_folder(folder) as shared:
         place = place_of(folder, shared)
         place.logs.mkdir(parents=True, exist_ok=True)
         async with _with_jobs(settings, place, changed) as cluster:

@@ -5,7 +5,6 @@ There it dies with the supervisor, and workers that lose their scheduler end.
 
 from __future__ import annotations
 
-import os
 import socket
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -68,7 +67,7 @@ def worker_options(settings: Mapping[str, Any], shared: Path) -> dict[str, Any]:
 
 def guarded(python: list[str]) -> list[str]:
     """Give the words that run `python` so that it dies, with all it has started, when their standard input ends."""
-    return [*python, "-m", "chunkcal.cluster.guard", os.devnull, *python]
+    return [*python, "-m", "chunkcal.cluster.guard", *python]
 
 
 def served_by(

@@ -22,8 +22,8 @@ import distributed
 from distributed import Client, Scheduler, SpecCluster
 from distributed.deploy.ssh import Worker
 
-from chunkcal.cluster import state, tls
-from chunkcal.cluster.backends.base import Cluster
+from chunkcal.cluster import tls
+from chunkcal.cluster.backends.base import Cluster, shared_folder
 from chunkcal.cluster.backends.ownscheduler import (
     guarded,
     require_interface,
@@ -69,7 +69,7 @@ async def open_ssh(settings: Mapping[str, Any], folder: Path, changed: Callable[
     """Start ``processes_per_host`` workers on each of ``cluster.ssh.hosts``, each one slot."""
     ssh = settings["ssh"]
     options = connect_options(ssh["connect_options"], settings["start_timeout_s"])
-    with state.shared_folder(folder) as shared:
+    with shared_folder(folder) as shared:
         security = tls.make_security(shared)
         hosts = await _check_hosts(ssh, options, shared)
         # Inherited by the workers, in their command lines.
