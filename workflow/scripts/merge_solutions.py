@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from chunkcal.cluster.chunks import FAILED
+from chunkcal.cluster.jobs import FAILED
 from chunkcal.lineage import history
 from chunkcal.logs import rule_log
 from chunkcal.solutions.merge import Grid, merge

@@ -86,7 +86,7 @@ class Attempts:
         Parameters
         ----------
         request
-            As sent by `chunkcal.cluster.chunks.run_chunk` or `run_pass`.
+            As of `chunkcal.cluster.jobs.task_of`.
         number
             Of the request, so that no two tasks have the same key.
         cluster

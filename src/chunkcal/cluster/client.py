@@ -1,7 +1,7 @@
 """How Snakemake's side begins and ends a run, and finds or starts its cluster.
 
 Standard library only: `distributed` alone would cost 0.7 CPU-s. The dask client lives in the supervisor; this end
-speaks one line of JSON each way over a unix socket.
+speaks to it over a unix socket, see `chunkcal.cluster.state.pack`.
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ def stop(folder: Path) -> None:
     except ProcessLookupError:
         return
     try:
-        connection.sendall(b'{"do": "stop"}\n')
+        connection.sendall(state.pack("stop"))
     except OSError:
         pass
     connection.close()
@@ -174,8 +174,8 @@ def status(folder: Path) -> dict[str, Any] | None:
     with socket.socket(fileno=connection.detach()) as connection, connection.makefile("rb") as answers:
         connection.settimeout(STATUS_TIMEOUT_S)
         try:
-            connection.sendall(b'{"do": "status"}\n')
-            return json.loads(answers.readline())
+            connection.sendall(state.pack("status"))
+            return json.loads("".join(state.receive(answers)))
         except (OSError, ValueError):
             return None
 

@@ -1,14 +1,15 @@
 """The state folder of one pipeline run: who owns the run, what cluster it wants, where its supervisor listens.
 
-Every chunk's script reads it, so at its head it imports little: pathlib, typing, shutil, tempfile and subprocess would
-cost as much as all else. The folder (mode 0700) lies in the temporary directory, not in the results: sockets need short
-paths, and nothing in it may outlive the run. Its path travels in `RUN_VARIABLE`, which Snakemake's jobs inherit, so a
-script can only ever find the cluster of its own run.
+Every chunk's script imports this, so there is little at its head: json, pathlib, typing, shutil, tempfile and
+subprocess would cost as much as all else. The folder (mode 0700) lies in the temporary directory, not in the results:
+sockets need short paths, and nothing in it may outlive the run. Its path travels in `RUN_VARIABLE`, which Snakemake's
+jobs inherit, so a script can only ever find the cluster of its own run.
 
 ======================  ====================================================================================
 ``run.json``            owner (host, pid, start time), working folder, folder of the products, cluster and DP3
                         settings, path of the log
-``supervisor.json``     socket, pid, scheduler and dashboard address of the running supervisor
+``supervisor.json``     pid, scheduler and dashboard address of the running supervisor
+``submit``              socket at which it listens, see `pack`
 ``failure``             why the last supervisor did not come up
 ``notices``             what the supervisor has to say to the user while it starts, one line each
 ``lock``                held by whoever starts a supervisor
@@ -20,14 +21,13 @@ What workers on other hosts must read, the certificates, lies in `chunkcal.clust
 
 from __future__ import annotations
 
-import json
 import os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from _socket import socket
     from pathlib import Path
-    from typing import Any
+    from typing import IO, Any
 
 RUN_VARIABLE = "CHUNKCAL_RUN"
 PREFIX = "chunkcal-"
@@ -78,16 +78,30 @@ def job_name(folder: Path) -> str:
     return "ccal-" + folder.name.removeprefix(PREFIX)
 
 
-def write_json(path: str | os.PathLike, content: Any) -> None:
-    """Write `content` so that a reader sees either the old file or the whole new one."""
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Write a file so that a reader sees either the old one or the whole new one."""
     temporary = f"{os.fspath(path)}.{os.getpid()}"
     with open(temporary, "w") as file:
-        file.write(json.dumps(content, indent=1) + "\n")
+        file.write(text)
     os.replace(temporary, path)
+
+
+def json_text(content: Any) -> str:
+    """Give `content` as it stands in a JSON file."""
+    import json
+
+    return json.dumps(content, indent=1) + "\n"
+
+
+def write_json(path: str | os.PathLike, content: Any) -> None:
+    """Write `content` as `write_text` does."""
+    write_text(path, json_text(content))
 
 
 def read_json(path: str | os.PathLike) -> Any:
     """Read a JSON file; None if it is absent or not JSON."""
+    import json
+
     try:
         with open(path) as file:
             return json.load(file)
@@ -99,16 +113,40 @@ def connect(folder: str | os.PathLike) -> socket | None:
     """Return a connection to the supervisor of the run with this state folder; None if none is running."""
     from _socket import AF_UNIX, socket  # what is around it in `socket` would take a sixth of a chunk script's time
 
-    supervisor = read_json(os.path.join(folder, "supervisor.json"))
-    if supervisor is None:
-        return None
     connection = socket(AF_UNIX)
     try:
-        connection.connect(supervisor["socket"])
+        connection.connect(os.path.join(folder, "submit"))
     except OSError:
         connection.close()
         return None
     return connection
+
+
+def pack(*words: str) -> bytes:
+    """Pack a message of the submit socket: words with a NUL between them, behind their length in four bytes.
+
+    ======================  ====================================================================================
+    ``run``, WORD...        what a chunk job wants, see `chunkcal.cluster.jobs.task_of`; answered by any number of
+                            ``tell``, TEXT, and one ``made``, WORD..., see `chunkcal.cluster.chunks.submit`, or
+                            ``error``, TEXT; not at all if the supervisor ends first
+    ``status``              answered by JSON, see `chunkcal.cluster.client.status`
+    ``stop``                not answered
+    ======================  ====================================================================================
+    """
+    content = os.fsencode("\0".join(word.replace("\0", " ") for word in words))
+    return len(content).to_bytes(4, "big") + content
+
+
+def unpack(content: bytes) -> list[str]:
+    """Give the words of a message, which is without its length here."""
+    return os.fsdecode(content).split("\0")
+
+
+def receive(file: IO[bytes]) -> list[str]:
+    """Read the words of a message; none if it does not come to its end."""
+    length = int.from_bytes(file.read(4), "big")
+    content = file.read(length)
+    return unpack(content) if 0 < length == len(content) else []
 
 
 def create(settings: dict[str, Any], log: Path, output_dir: Path) -> Path:

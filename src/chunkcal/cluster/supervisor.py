@@ -19,14 +19,14 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import dask
 
-from chunkcal.cluster import layout, quiet, state
+from chunkcal.cluster import jobs, layout, quiet, state
 from chunkcal.cluster.attempts import Attempts
 from chunkcal.cluster.backends import Cluster, open_cluster
 from chunkcal.cluster.slots import Slots
@@ -41,7 +41,6 @@ HEALTH_PERIOD_S = 0.5
 NOTICE_PERIOD_S = 60.0
 # dask's own count of deaths is not ours, which is per chunk: workers that die together must not use it up.
 DASK_ALLOWED_FAILURES = 30
-REQUEST_LIMIT = 1 << 24  # bytes of one request line
 
 
 class Supervisor:
@@ -51,6 +50,7 @@ class Supervisor:
         self.folder = folder
         run = self._settle_layout()
         self.owner: dict[str, Any] = run["owner"]
+        self.of_jobs = {"output_dir": run["output_dir"], "on_bad_chunk": run["settings"].get("on_bad_chunk")}
         self.cluster_settings: dict[str, Any] = run["settings"]["cluster"]
         self.resource: str = self.cluster_settings["resource"]
         self.stopping = asyncio.Event()
@@ -236,20 +236,20 @@ class Supervisor:
         return f"dashboard: ssh -L 8787:127.0.0.1:{place[1]} {socket.gethostname()}, then http://127.0.0.1:8787/status"
 
     async def _serve(self) -> None:
-        submit = self.folder / "submit"
-        server = await asyncio.start_unix_server(self._answer, submit, limit=REQUEST_LIMIT)
-        os.chmod(submit, 0o600)
         dashboard_line = self._dashboard_line()
         if dashboard_line:
             self.notice(dashboard_line)
         announcement = {
-            "socket": str(submit),
             "pid": os.getpid(),
             "backend": self.cluster_settings["backend"],
             "scheduler": self.cluster.address,
             "dashboard": self.cluster.dashboard,
         }
+        # Before the socket, so that who has a connection knows whose.
         state.write_json(self.folder / "supervisor.json", announcement)
+        submit = self.folder / "submit"
+        server = await asyncio.start_unix_server(self._answer, submit)
+        os.chmod(submit, 0o600)
         threads = self.cluster_settings["threads_per_slot"]
         log.info(
             "up: pid %d, scheduler %s, %d slot(s) of %d thread(s), dashboard %s",
@@ -258,8 +258,8 @@ class Supervisor:
         try:
             await self._watch_health()
         finally:
-            (self.folder / "supervisor.json").unlink(missing_ok=True)
             server.close()
+            (self.folder / "supervisor.json").unlink(missing_ok=True)
 
     async def _watch_health(self) -> None:
         """Return when it is time to stop; fail those who wait for slots that will not come back."""
@@ -300,27 +300,28 @@ class Supervisor:
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            message = json.loads(await reader.readline())
-            if message["do"] == "stop":
+            length = int.from_bytes(await reader.readexactly(4), "big")
+            what, *words = state.unpack(await reader.readexactly(length))
+            if what == "stop":
                 self.stop("asked to")
-            elif message["do"] == "status":
-                writer.write(json.dumps(self.status()).encode() + b"\n")
-                await writer.drain()
-            elif message["do"] == "run":
-                reply = await self._run_while_wanted(message["request"], reader)
-                if reply is not None:
-                    writer.write(json.dumps(reply).encode() + b"\n")
-                    await writer.drain()
-        except (ConnectionError, ValueError):
-            pass  # the other end has gone, or never finished its line: there is nobody to answer
+            elif what == "status":
+                writer.write(state.pack(json.dumps(self.status())))
+            elif what == "run":
+                writer.write(await self._run_while_wanted(jobs.task_of(*words), reader, writer))
+            await writer.drain()
+        except (ConnectionError, EOFError, ValueError):
+            pass  # the other end has gone, or never finished what it said: there is nobody to answer
         finally:
             writer.close()
 
-    async def _run_while_wanted(self, request: dict[str, Any], reader: asyncio.StreamReader) -> dict[str, Any] | None:
-        """Run one task; give it up when the client goes away or the supervisor stops (then None)."""
-        self.n_requests += 1
-        self.asked[request["name"]] = (request["log"], time.monotonic())
-        work = asyncio.ensure_future(self.attempts.run(request, self.n_requests, self.cluster))
+    async def _run_while_wanted(
+        self, task: dict[str, Any], reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> bytes:
+        """Do what a job asks for, and give the answer; none when the client goes away or the supervisor stops."""
+        name = task["name"]
+        job = jobs.Job(task, self._run, lambda text: writer.write(state.pack("tell", text)), **self.of_jobs)
+        self.asked[name] = (task["log"], time.monotonic())
+        work = asyncio.ensure_future(job.make())
         client_gone = asyncio.ensure_future(reader.read(1))
         stopping = asyncio.ensure_future(self.stopping.wait())
         await asyncio.wait({work, client_gone, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -328,13 +329,23 @@ class Supervisor:
         stopping.cancel()
         try:
             if not work.done():
-                log.info("%s: given up", request["name"])
+                log.info("%s: given up", name)
                 work.cancel()
                 await asyncio.wait({work})
-                return None
-            return work.result()
+                return b""
+            made = work.result()
+        except ClusterError as error:
+            return state.pack("error", str(error))
         finally:
-            self.asked.pop(request["name"], None)
+            self.asked.pop(name, None)
+        words = [str(self.owner[key]) for key in ("host", "pid", "start")]
+        for one in made:
+            words += [one["product"], one["record"].get("host", ""), state.json_text(one["record"])]
+        return state.pack("made", *words)
+
+    def _run(self, task: dict[str, Any]) -> Awaitable[dict[str, Any]]:
+        self.n_requests += 1
+        return self.attempts.run(task, self.n_requests, self.cluster)
 
     @asynccontextmanager
     async def _noted(self, name: str) -> AsyncIterator[None]:

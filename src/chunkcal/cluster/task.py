@@ -39,7 +39,7 @@ def run_dp3(request: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]
     Parameters
     ----------
     request
-        As sent by `chunkcal.cluster.chunks.run_chunk`.
+        As of `chunkcal.cluster.jobs.task_of`.
     settings
         The ``dp3`` section of the configuration.
 
@@ -194,7 +194,7 @@ def run_pass(
     work, settings, worker, threads, wanted
         As `run_in`.
     request
-        As sent by `chunkcal.cluster.chunks.run_pass`.
+        As of `chunkcal.cluster.jobs.task_of`, for two stages.
 
     Returns
     -------
