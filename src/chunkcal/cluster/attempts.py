@@ -15,9 +15,9 @@ from distributed import Client, KilledWorker
 from chunkcal.cluster.backends import Cluster
 from chunkcal.cluster.dp3run import Cancelled
 from chunkcal.cluster.durations import Durations
+from chunkcal.cluster.remote import memory_limit, run_dp3, verify_dp3
 from chunkcal.cluster.slots import Slots
 from chunkcal.cluster.state import ClusterError
-from chunkcal.cluster.task import memory_limit, run_dp3, verify_dp3
 
 log = logging.getLogger("chunkcal.attempts")
 

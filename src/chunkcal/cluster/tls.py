@@ -12,9 +12,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 from distributed.security import Security
 
 CERTIFICATE, KEY = "tls-cert.pem", "tls-key.pem"
@@ -58,6 +55,11 @@ def as_configuration(security: Security) -> dict[str, Any]:
 
 
 def _write_pair(certificate: Path, key: Path) -> None:
+    # Not above: it is slow to import, and a cluster of the user's own has its own certificates.
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
     private = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "chunkcal run")])
     now = datetime.datetime.now(datetime.UTC)

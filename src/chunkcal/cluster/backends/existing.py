@@ -13,8 +13,8 @@ from typing import Any
 from distributed import Client
 
 from chunkcal.cluster.backends.base import Cluster
+from chunkcal.cluster.remote import memory_limit
 from chunkcal.cluster.state import ClusterError
-from chunkcal.cluster.task import memory_limit
 
 # How long an answer of the scheduler is good for: each one costs it, and us, half a millisecond.
 FRESH_S = 2.0
