@@ -99,6 +99,18 @@ def test_a_product_that_only_another_host_sees(owner, supervisor, capsys):
     assert not Path("o").exists()
 
 
+def test_a_record_that_cannot_be_written_is_one_line(owner, supervisor, capsys):
+    Path("o/t0000.json").mkdir(parents=True)
+    supervisor(made(owner, "o/t0000.tmp-12/product"))
+    with pytest.raises(SystemExit) as end:
+        run_job()
+    assert end.value.code == 1
+    told = capsys.readouterr().err
+    assert told.startswith("chunkcal: [Errno ")
+    assert "o/t0000.json" in told
+    assert [path.name for path in Path("o").iterdir()] == ["t0000.json"]
+
+
 @pytest.mark.parametrize("stopped", ["interrupted", "gone"])
 def test_a_product_of_a_run_that_has_been_stopped_is_not_accepted(owner, supervisor, capsys, stopped):
     if stopped == "interrupted":

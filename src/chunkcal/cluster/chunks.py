@@ -121,7 +121,7 @@ def main(argv: list[str], request: str) -> None:
             _remove_attempts(output)
         told = submit(name, os.getcwd(), log, ms, corrected, product, ms_product, request)
         _commit(told, outputs, records)
-    except ClusterError as error:
+    except (ClusterError, OSError) as error:
         print(f"chunkcal: {error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:  # who has pressed Ctrl-C knows

@@ -81,9 +81,14 @@ def job_name(folder: Path) -> str:
 def write_text(path: str | os.PathLike, text: str) -> None:
     """Write a file so that a reader sees either the old one or the whole new one."""
     temporary = f"{os.fspath(path)}.{os.getpid()}"
-    with open(temporary, "w") as file:
-        file.write(text)
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "w") as file:
+            file.write(text)
+        os.replace(temporary, path)
+    except OSError:
+        if os.path.exists(temporary):
+            os.unlink(temporary)
+        raise
 
 
 def json_text(content: Any) -> str:
