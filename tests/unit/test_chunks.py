@@ -139,6 +139,15 @@ def test_a_supervisor_that_dies_is_asked_again(owner, supervisor):
     assert asked == 3 * [["run", "fit a t0000"]]
 
 
+def test_a_message_keeps_its_letters_in_every_locale():
+    code = (
+        "import sys; from chunkcal.cluster import state; assert sys.getfilesystemencoding() != 'utf-8';"
+        "words = ['\\u03a9\\udcff', '']; assert state.unpack(state.pack(*words)[4:]) == words"
+    )
+    environment = os.environ | {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0"}
+    subprocess.run([sys.executable, "-X", "utf8=0", "-c", code], env=environment, check=True)
+
+
 def test_supervisors_that_keep_dying_are_told(owner, supervisor):
     supervisor(b"", b"", b"")
     with pytest.raises(state.ClusterError, match="fit a t0000: the cluster died 3 times under this task"):

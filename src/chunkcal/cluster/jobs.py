@@ -215,7 +215,7 @@ class Job:
         self.tell(f"chunkcal: {error}\nchunkcal: its solutions become NaN (calibrate.on_bad_chunk: flag)")
         product = f"{output}.tmp-failed"
         os.makedirs(product, exist_ok=True)
-        with open(f"{product}/{FAILED}", "w") as file:
+        with open(f"{product}/{FAILED}", "w", encoding="utf-8") as file:
             file.write(f"{error}\n")
         return {"product": product, "record": {"name": self.task["name"], "failed": str(error).partition("\n")[0]}}
 

@@ -138,13 +138,14 @@ def pack(*words: str) -> bytes:
     ``stop``                not answered
     ======================  ====================================================================================
     """
-    content = os.fsencode("\0".join(word.replace("\0", " ") for word in words))
+    text = "\0".join(word.replace("\0", " ") for word in words)
+    content = text.encode("utf-8", "surrogateescape")  # whatever the locale: DP3's words come in any letters
     return len(content).to_bytes(4, "big") + content
 
 
 def unpack(content: bytes) -> list[str]:
     """Give the words of a message, which is without its length here."""
-    return os.fsdecode(content).split("\0")
+    return content.decode("utf-8", "surrogateescape").split("\0")
 
 
 def receive(file: IO[bytes]) -> list[str]:
