@@ -310,10 +310,13 @@ def strategy_file(telescope: str, command_is_users: bool = False) -> Path | None
 
 
 _MEMORY_WORDS = ("bad_alloc", "cannot allocate memory", "out of memory", "oom-kill")
+# casacore's words for a disk that takes only a part of what it is given, of a lock file and of others: no error of the
+# system, so what it says behind the second is one from long before, often "No such file or directory".
+_SHORT_WRITES = (r"tracepwrite\(", r"write error in (?!.*: (input/output error|stale file handle|file too large))")
+# Regular expressions for DP3's output in lower case -> what they mean.
 _HINTS = (
     (("bucketcache::",), "the MeasurementSet is damaged or incomplete; copy it again"),
-    # The last is casacore's short write of a lock file.
-    (("no space left on device", "disk quota exceeded", "error 28", "tracepwrite("), "the disk is full"),
+    (("no space left on device", "disk quota exceeded", "error 28", *_SHORT_WRITES), "the disk is full"),
     (_MEMORY_WORDS, "out of memory"),
     (("unused parset keywords found",), "a parameter is unknown to DP3, see 'not used' in the log"),
     (("cannot read table of observatories",), "DP3 finds no measures data; set dp3.measures_dir"),
@@ -332,7 +335,7 @@ def describe_failure(returncode: int, log_tail: str) -> str:
         The last lines of DP3's output.
     """
     number = -returncode if returncode < 0 else returncode - 128
-    hints = [hint for words, hint in _HINTS if any(word in log_tail.lower() for word in words)]
+    hints = [hint for words, hint in _HINTS if re.search("|".join(words), log_tail.lower())]
     if (returncode < 0 or returncode > 128) and number in {s.value for s in signal.Signals}:
         text = f"DP3 was killed by {signal.Signals(number).name}"
         if not hints and number == signal.SIGKILL:

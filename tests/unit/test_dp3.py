@@ -175,6 +175,8 @@ def test_every_telescope_has_a_strategy(telescope):
         (139, "", ["SIGSEGV"]),
         (1, "RuntimeError: write: No space left on device", ["disk is full"]),
         (1, "RuntimeError: (LockFile.cc : 375) Failed AlwaysAssert tracePWRITE(fd, buffer) == leng", ["disk is full"]),
+        (1, "RuntimeError: FiledesIO::write - write error in /a/table.f0: No such file or directory", ["disk is full"]),
+        (1, "RuntimeError: FiledesIO::write - write error in /a/table.f0: Input/output error", ["status 1: FiledesIO"]),
         (127, "", ["status 127"]),
         (-15, "last words", ["SIGTERM", "last words"]),
     ],
